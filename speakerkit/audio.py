@@ -1,0 +1,285 @@
+"""The audio gate: every sample enters here, decoded, checked, resampled, as float32 in [-1, 1]."""
+
+from __future__ import annotations
+
+import io
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import soundfile
+import soxr
+
+from speakerkit.errors import AudioError, MissingExtraError
+
+Samples = npt.NDArray[np.float32]
+AudioSource = str | os.PathLike[str] | bytes | IO[bytes] | npt.NDArray[Any]
+Channel = int | Literal["mix"]
+
+MIN_RATE, MAX_RATE = 4_000, 384_000  # Hz
+SILENCE_DBFS = -70.0  # loudest 25 ms below this: nothing is there to embed
+CONTAINER_SUFFIXES = {".m4a", ".mp4", ".aac", ".webm", ".wma", ".mka", ".mkv", ".mov"}
+
+
+@dataclass(frozen=True)
+class Audio:
+    """Mono audio.
+
+    Attributes:
+        samples: (samples,) float32 in [-1, 1].
+        rate: sampling rate in Hz.
+    """
+
+    samples: Samples
+    rate: int
+
+    @property
+    def seconds(self) -> float:
+        """Length in seconds."""
+        return len(self.samples) / self.rate
+
+
+@dataclass(frozen=True)
+class AudioInfo:
+    """What a file's header declares: sampling rate in Hz, channels, frames (samples a channel)."""
+
+    rate: int
+    channels: int
+    frames: int
+
+    @property
+    def seconds(self) -> float:
+        """Declared length in seconds."""
+        return self.frames / self.rate
+
+
+def load_audio(
+    source: AudioSource,
+    sample_rate: int | None = None,
+    *,
+    rate: int | None = None,
+    channel: Channel = "mix",
+    start: float = 0.0,
+    duration: float | None = None,
+) -> Audio:
+    """Read audio from a path, bytes, a binary file object, or an array *with* its ``rate``.
+
+    Args:
+        source: what to read; an array is (samples,) or (channels, samples) floats in [-1, 1], or int16.
+        sample_rate: wanted rate in Hz; ``None`` keeps the source's.
+        rate: rate in Hz of an array; must be given with one, and with nothing else.
+        channel: "mix" for the mean of all channels, or the number of one, from 0.
+        start: first second to read.
+        duration: seconds to read; ``None`` to the end. Only the wanted part of a seekable file is decoded.
+
+    Raises:
+        AudioError: missing, undecodable, truncated, empty or non-finite audio, or a channel that is not there.
+        TypeError: an array without a rate.
+    """
+    name = _name(source)
+    if isinstance(source, np.ndarray):
+        if rate is None:
+            raise TypeError("an array of samples needs its rate: load_audio(array, rate=16000)")
+        decoded = Audio(_pick_channel(_as_float(source, name), channel, name), _checked_rate(rate, name))
+        first = round(start * rate)
+        stop = None if duration is None else first + round(duration * rate)
+        decoded = Audio(decoded.samples[first:stop], rate)
+    elif rate is not None:
+        raise TypeError("rate= belongs to arrays; files carry their own rate")
+    else:
+        decoded = _decode(source, name, channel, start, duration)
+    if len(decoded.samples) == 0:
+        raise AudioError(name, "holds no samples", "record it again or leave it out")
+    if not np.isfinite(decoded.samples).all():
+        raise AudioError(name, "holds samples that are NaN or infinite", "export it again from its source")
+    if sample_rate is not None and sample_rate != decoded.rate:
+        decoded = Audio(resample(decoded.samples, decoded.rate, sample_rate), sample_rate)
+        if len(decoded.samples) == 0:
+            raise AudioError(name, f"is too short to resample to {sample_rate} Hz", "give more than a few samples")
+    return decoded
+
+
+def audio_info(source: str | os.PathLike[str] | bytes) -> AudioInfo:
+    """Rate, channels and length that the header declares, without decoding.
+
+    Raises:
+        AudioError: as :func:`load_audio`.
+    """
+    name = _name(source)
+    if _is_container(source):
+        decoded = _decode_container(source, name, "mix")
+        return AudioInfo(decoded.rate, 1, len(decoded.samples))
+    with _open(source, name) as sound:
+        return AudioInfo(_checked_rate(sound.samplerate, name), sound.channels, sound.frames)
+
+
+def resample(samples: Samples, rate: float, target: float) -> Samples:
+    """Resample (samples,) from ``rate`` to ``target`` Hz with soxr's high-quality filter.
+
+    Speed perturbation by a factor f is ``resample(samples, f * rate, rate)``: pitch and tempo change together.
+    """
+    return soxr.resample(samples, rate, target, quality="HQ").astype(np.float32, copy=False)
+
+
+def require_signal(audio: Audio, name: str) -> None:
+    """Raise AudioError where nothing is to be heard: the loudest 25 ms lie under ``SILENCE_DBFS``.
+
+    A constant offset is no signal, so each window's mean is removed first.
+    """
+    window = max(1, round(0.025 * audio.rate))
+    count = max(1, len(audio.samples) // window)
+    frames = np.resize(audio.samples, count * window) if len(audio.samples) < window else audio.samples
+    frames = frames[: count * window].reshape(count, window).astype(np.float64)  # (windows, samples)
+    power = float(np.var(frames, axis=1).max())
+    if 10 * np.log10(power + 1e-30) < SILENCE_DBFS:
+        raise AudioError(
+            name, f"is silent (no 25 ms above {SILENCE_DBFS:.0f} dBFS)", "check the channel and the recording level"
+        )
+
+
+def _name(source: AudioSource) -> str:
+    if isinstance(source, (str, os.PathLike)):
+        return os.fspath(source)
+    if isinstance(source, np.ndarray):
+        return "array"
+    return str(getattr(source, "name", "audio in memory"))
+
+
+def _is_container(source: Any) -> bool:
+    return isinstance(source, (str, os.PathLike)) and Path(source).suffix.lower() in CONTAINER_SUFFIXES
+
+
+def _checked_rate(rate: int, name: str) -> int:
+    if not MIN_RATE <= rate <= MAX_RATE:
+        raise AudioError(name, f"declares a rate of {rate} Hz", f"rates from {MIN_RATE} to {MAX_RATE} Hz are read")
+    return int(rate)
+
+
+def _as_float(array: npt.NDArray[Any], name: str) -> npt.NDArray[np.float32]:
+    if array.ndim not in (1, 2):
+        raise AudioError(name, f"has {array.ndim} dimensions", "give (samples,) or (channels, samples)")
+    if array.dtype == np.int16:
+        return array.astype(np.float32) / 32768.0
+    if not np.issubdtype(array.dtype, np.floating):
+        raise AudioError(name, f"is of type {array.dtype}", "give float samples in [-1, 1], or int16")
+    return array.astype(np.float32, copy=False)
+
+
+def _pick_channel(samples: npt.NDArray[np.float32], channel: Channel, name: str) -> Samples:
+    """(samples,) or (channels, samples) to (samples,)."""
+    if samples.ndim == 1:
+        samples = samples[None]
+    if samples.shape[0] == 0:
+        raise AudioError(name, "has no channels", "export it again from its source")
+    if channel == "mix":
+        return samples[0] if len(samples) == 1 else samples.mean(axis=0)
+    if not 0 <= channel < len(samples):
+        raise AudioError(name, f"has no channel {channel}", f"it has {len(samples)}, counted from 0")
+    return samples[channel]
+
+
+def _open(source: Any, name: str) -> soundfile.SoundFile:
+    if isinstance(source, (str, os.PathLike)):
+        path = Path(source)
+        if path.is_dir():
+            raise AudioError(name, "is a directory", "name a file, or list many with --scp")
+        if not path.exists():
+            raise AudioError(name, "no such file", "check the path")
+        if path.stat().st_size == 0:
+            raise AudioError(name, "is an empty file", "copy or record it again")
+    try:
+        return soundfile.SoundFile(io.BytesIO(source) if isinstance(source, bytes) else source)
+    except (soundfile.LibsndfileError, OSError, TypeError, ValueError) as error:
+        raise AudioError(
+            name, f"cannot be decoded ({_reason(error)})", "give wav, flac, ogg, opus or mp3; convert others with ffmpeg"
+        ) from None
+
+
+def _reason(error: Exception) -> str:
+    text = str(getattr(error, "error_string", "") or error)
+    return text.strip().rstrip(".")
+
+
+def _decode(source: Any, name: str, channel: Channel, start: float, duration: float | None) -> Audio:
+    if _is_container(source):
+        whole = _decode_container(source, name, channel)
+        first = round(start * whole.rate)
+        stop = None if duration is None else first + round(duration * whole.rate)
+        return Audio(whole.samples[first:stop], whole.rate)
+    with _open(source, name) as sound:
+        rate = _checked_rate(sound.samplerate, name)
+        first = round(start * rate)
+        wanted = sound.frames - first if duration is None else min(round(duration * rate), sound.frames - first)
+        if wanted <= 0 and sound.frames > 0:
+            raise AudioError(name, f"ends at {sound.frames / rate:.2f} s, before {start:.2f} s", "check the times")
+        if duration is None:
+            _refuse_lying_header(source, sound, name)
+        try:
+            if first:
+                sound.seek(first)
+            samples = sound.read(wanted, dtype="float32", always_2d=True)  # (samples, channels)
+        except (soundfile.LibsndfileError, OSError, RuntimeError) as error:
+            raise AudioError(name, f"is damaged ({_reason(error)})", "copy or record it again") from None
+        if len(samples) < wanted:
+            raise AudioError(
+                name,
+                f"is truncated: {len(samples)} of {wanted} declared samples decode",
+                "copy it again from its source, or cut it with sox or ffmpeg",
+            )
+    return Audio(_pick_channel(samples.T, channel, name), rate)
+
+
+def _refuse_lying_header(source: Any, sound: soundfile.SoundFile, name: str) -> None:
+    """Raise where a RIFF header declares more data than the file holds: libsndfile silently shortens such files."""
+    if sound.format not in ("WAV", "WAVEX") or not isinstance(source, (str, os.PathLike, bytes)):
+        return
+    if isinstance(source, bytes):
+        head, size = source[:65536], len(source)
+    else:
+        with open(source, "rb") as stream:
+            head = stream.read(65536)
+        size = os.path.getsize(source)
+    if head[:4] != b"RIFF":
+        return
+    position = 12
+    while position + 8 <= len(head):
+        length = int.from_bytes(head[position + 4 : position + 8], "little")
+        if head[position : position + 4] == b"data":
+            # 0 and 0xFFFFFFFF are what streaming writers leave there: unknown, not a lie.
+            if length not in (0, 0xFFFFFFFF) and position + 8 + length > size:
+                raise AudioError(
+                    name,
+                    f"is truncated: its header declares {length} bytes of samples, {size - position - 8} are there",
+                    "copy it again from its source, or rewrite it with sox or ffmpeg",
+                )
+            return
+        position += 8 + length + (length & 1)
+
+
+def _decode_container(source: str | os.PathLike[str], name: str, channel: Channel) -> Audio:
+    """Decode m4a, mp4, webm and the like through PyAV."""
+    if not Path(source).exists():
+        raise AudioError(name, "no such file", "check the path")
+    try:
+        import av
+    except ImportError:
+        raise MissingExtraError(f"{name}: reading {Path(source).suffix}", "formats") from None
+    try:
+        with av.open(os.fspath(source)) as container:
+            if not container.streams.audio:
+                raise AudioError(name, "holds no audio stream", "check the file")
+            rate = int(container.streams.audio[0].codec_context.sample_rate)
+            resampler = av.AudioResampler(format="fltp", rate=rate)
+            blocks = [
+                block.to_ndarray()  # (channels, samples)
+                for frame in container.decode(audio=0)
+                for block in resampler.resample(frame)
+            ]
+    except (av.FFmpegError, ValueError, OSError) as error:
+        raise AudioError(name, f"cannot be decoded ({error})", "convert it to flac with ffmpeg") from None
+    if not blocks:
+        raise AudioError(name, "holds no samples", "record it again or leave it out")
+    return Audio(_pick_channel(np.concatenate(blocks, axis=1), channel, name), _checked_rate(rate, name))

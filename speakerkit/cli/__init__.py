@@ -1,0 +1,1 @@
+"""The `speakerkit` command: one module a sub-command."""

@@ -1,0 +1,1 @@
+"""Recordings to lists, lists to batches: formats, shards, stores, augmentation, preparation, checks."""

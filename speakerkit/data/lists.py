@@ -1,0 +1,180 @@
+"""Lists of recordings: Kaldi data directories, and the raw, shard and feature lists that training reads."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from speakerkit.errors import DataError
+from speakerkit.files import write_lines
+
+
+@dataclass(frozen=True)
+class Utterance:
+    """One recording of one speaker.
+
+    Attributes:
+        key: utterance id; may hold slashes and dots, not blanks.
+        speaker: speaker id.
+        wav: path of the audio file ("" where ``feat`` is given).
+        vad: speech segments in seconds ((start, end), ...), concatenated on reading; empty means the whole file.
+        feat: Kaldi ark position ``x.ark:offset`` of a feature matrix (frames, mels).
+    """
+
+    key: str
+    speaker: str
+    wav: str = ""
+    vad: tuple[tuple[float, float], ...] = ()
+    feat: str = ""
+
+
+def read_lines(path: str | Path) -> list[str]:
+    """Non-empty lines of a UTF-8 text file, stripped.
+
+    Raises:
+        DataError: the file is missing, unreadable or not UTF-8 text.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        raise DataError(path, "no such file", "check the path, or run the earlier stage that writes it") from None
+    except IsADirectoryError:
+        raise DataError(path, "is a directory", "name the list file itself") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(path, f"cannot be read as text ({error})", "lists are UTF-8 text") from None
+    return [line.strip() for line in text.splitlines() if line.strip()]
+
+
+def read_table(path: str | Path) -> dict[str, str]:
+    """A two-column Kaldi file (``wav.scp``, ``utt2spk``, ``utt2dur``): first word to the rest of the line.
+
+    Raises:
+        DataError: a line has one column only, or a key comes twice.
+    """
+    table: dict[str, str] = {}
+    for number, line in enumerate(read_lines(path), start=1):
+        parts = line.split(maxsplit=1)
+        if len(parts) != 2:
+            raise DataError(path, f"line {number} has one column: {line!r}", "each line is a key and a value")
+        if parts[0] in table:
+            raise DataError(path, f"key {parts[0]!r} comes twice (line {number})", "keys must be unique")
+        table[parts[0]] = parts[1]
+    return table
+
+
+def write_table(path: str | Path, table: Mapping[str, str]) -> None:
+    """Write a two-column Kaldi file, sorted by key, atomically."""
+    write_lines(path, (f"{key} {table[key]}" for key in sorted(table)))
+
+
+def read_scp(path: str | Path, allow_pipes: bool = False) -> dict[str, str]:
+    """Read a ``wav.scp``: key to audio path (blanks in paths are kept).
+
+    Raises:
+        DataError: also for an entry that is a command (``cmd |``) unless ``allow_pipes``.
+    """
+    table = read_table(path)
+    if not allow_pipes:
+        for key, value in table.items():
+            refuse_pipe(path, key, value)
+    return table
+
+
+def refuse_pipe(path: str | Path, key: str, value: str) -> None:
+    """Raise DataError where ``value`` is a shell command instead of a file."""
+    if value.startswith("|") or value.rstrip().endswith("|") or value.startswith("pipe:"):
+        raise DataError(
+            path, f"entry {key!r} is a command, which would be run", "list files, or allow it with --allow-pipes"
+        )
+
+
+def read_data_dir(folder: str | Path, allow_pipes: bool = False) -> list[Utterance]:
+    """Utterances of a Kaldi data directory (``wav.scp`` and ``utt2spk``), sorted by key.
+
+    Raises:
+        DataError: an utterance stands in one of the two files only.
+    """
+    folder = Path(folder)
+    wavs = read_scp(folder / "wav.scp", allow_pipes)
+    speakers = read_table(folder / "utt2spk")
+    for name, extra in (("utt2spk", wavs.keys() - speakers.keys()), ("wav.scp", speakers.keys() - wavs.keys())):
+        if extra:
+            raise DataError(folder / name, f"lacks {len(extra)} keys, {min(extra)!r} first", "run `data check`")
+    return [Utterance(key, speakers[key], wavs[key]) for key in sorted(wavs)]
+
+
+def write_data_dir(
+    folder: str | Path, utterances: Iterable[Utterance], durations: Mapping[str, float] | None = None
+) -> None:
+    """Write ``wav.scp``, ``utt2spk``, ``spk2utt`` and, where durations (seconds) are given, ``utt2dur``.
+
+    Raises:
+        DataError: a key or speaker id is empty or holds blanks, or a key comes twice.
+    """
+    folder = Path(folder)
+    by_key: dict[str, Utterance] = {}
+    by_speaker: dict[str, list[str]] = {}
+    for utterance in utterances:
+        for name in (utterance.key, utterance.speaker):
+            if not name or any(character.isspace() for character in name):
+                raise DataError(folder, f"id {name!r} is empty or holds blanks", "rename it")
+        if utterance.key in by_key:
+            raise DataError(folder, f"utterance id {utterance.key!r} comes twice", "ids must be unique")
+        by_key[utterance.key] = utterance
+        by_speaker.setdefault(utterance.speaker, []).append(utterance.key)
+    write_table(folder / "wav.scp", {key: utterance.wav for key, utterance in by_key.items()})
+    write_table(folder / "utt2spk", {key: utterance.speaker for key, utterance in by_key.items()})
+    write_table(folder / "spk2utt", {speaker: " ".join(sorted(keys)) for speaker, keys in by_speaker.items()})
+    if durations is not None:
+        write_table(folder / "utt2dur", {key: f"{durations[key]:.4f}" for key in by_key})
+
+
+def read_utterance_list(path: str | Path, allow_pipes: bool = False) -> list[Utterance]:
+    """Read ``raw.list`` or ``feat.list``: one JSON object a line with ``key``, ``spk`` and ``wav`` or ``feat``.
+
+    ``vad`` may hold segments ``[["start", "end"], ...]`` in seconds, as strings or numbers.
+
+    Raises:
+        DataError: a line that is not such an object, a duplicate key, or a command for audio.
+    """
+    utterances: dict[str, Utterance] = {}
+    for number, line in enumerate(read_lines(path), start=1):
+        try:
+            row = json.loads(line)
+            vad = tuple((float(start), float(end)) for start, end in row.get("vad", ()))
+            utterance = Utterance(
+                str(row["key"]), str(row["spk"]), str(row.get("wav", "")), vad, str(row.get("feat", ""))
+            )
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise DataError(
+                path, f"line {number} is not an utterance ({error!r})", 'expected {"key": .., "spk": .., "wav": ..}'
+            ) from None
+        if not (utterance.wav or utterance.feat):
+            raise DataError(path, f"line {number} names neither wav nor feat", "add one of the two")
+        if any(start < 0 or end <= start for start, end in vad):
+            raise DataError(path, f"line {number}: a vad segment ends before it starts", "times are start, end")
+        if utterance.key in utterances:
+            raise DataError(path, f"key {utterance.key!r} comes twice (line {number})", "keys must be unique")
+        for location in (utterance.wav, utterance.feat):
+            if location and not allow_pipes:
+                refuse_pipe(path, utterance.key, location)
+        utterances[utterance.key] = utterance
+    return list(utterances.values())
+
+
+def write_utterance_list(path: str | Path, utterances: Iterable[Utterance]) -> None:
+    """Write ``raw.list`` or ``feat.list`` as JSON lines, atomically; vad times are strings, as peers write them."""
+
+    def row(utterance: Utterance) -> str:
+        fields: dict[str, object] = {"key": utterance.key, "spk": utterance.speaker}
+        if utterance.feat:
+            fields["feat"] = utterance.feat
+        else:
+            fields["wav"] = utterance.wav
+        if utterance.vad:
+            fields["vad"] = [[f"{start:.3f}", f"{end:.3f}"] for start, end in utterance.vad]
+        return json.dumps(fields, ensure_ascii=False)
+
+    write_lines(path, (row(utterance) for utterance in utterances))

@@ -1,0 +1,1 @@
+"""Corpora as they are published, turned into Kaldi data directories: one module a corpus."""

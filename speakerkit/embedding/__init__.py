@@ -1,0 +1,1 @@
+"""Speaker embeddings: backbones, heads, the training task, and extraction with a finished bundle."""

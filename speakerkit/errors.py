@@ -1,0 +1,61 @@
+"""Errors that a user can act on: which file, what is wrong with it, what would help."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+
+class SpeakerKitError(Exception):
+    """Bad input or usage; the command line prints it in one line and exits with 2.
+
+    Args:
+        subject: the file, key or option at fault (``None`` where there is none).
+        fault: what is wrong, as a clause ("is not a FLAC file").
+        remedy: what would help, as a clause ("convert it with ...").
+    """
+
+    exit_code = 2
+
+    def __init__(self, subject: str | Path | None, fault: str, remedy: str = "") -> None:
+        self.subject = None if subject is None else str(subject)
+        self.fault = fault
+        self.remedy = remedy
+        super().__init__(self.subject, fault, remedy)
+
+    def __str__(self) -> str:
+        head = f"{self.subject}: {self.fault}" if self.subject else self.fault
+        text = f"{head}; {self.remedy}" if self.remedy else head
+        return " ".join(text.split())
+
+
+class AudioError(SpeakerKitError):
+    """Audio that cannot be used: missing, undecodable, truncated, too short, silent, not finite."""
+
+
+class DataError(SpeakerKitError):
+    """A list, shard, store or data directory that contradicts itself."""
+
+
+class ConfigError(SpeakerKitError):
+    """A configuration with an unknown key or a value of the wrong kind."""
+
+
+class BundleError(SpeakerKitError):
+    """A model bundle or checkpoint that is missing, unsafe or does not match its architecture."""
+
+
+class TrainingError(SpeakerKitError):
+    """Training that cannot go on: non-finite losses in a row, too many bad files, a changed speaker list."""
+
+
+class MissingExtraError(SpeakerKitError):
+    """A feature whose optional dependencies are not installed."""
+
+    def __init__(self, feature: str, extra: str) -> None:
+        super().__init__(feature, "needs packages that are not installed", f"pip install 'speakerkit[{extra}]'")
+
+
+class PartialFailure(SpeakerKitError):
+    """Some items of a batch failed; the others are written. The command line exits with 3."""
+
+    exit_code = 3

@@ -1,0 +1,1 @@
+"""Trained models to ONNX, checked against the original."""

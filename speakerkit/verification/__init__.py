@@ -1,0 +1,1 @@
+"""Is it the same speaker: trials, scoring and metrics. Works without torch."""
