@@ -6,7 +6,7 @@ import io
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import IO, Any, Literal, TypeGuard
 
 import numpy as np
 import numpy.typing as npt
@@ -109,7 +109,7 @@ def audio_info(source: str | os.PathLike[str] | bytes) -> AudioInfo:
         AudioError: as :func:`load_audio`.
     """
     name = _name(source)
-    if _is_container(source):
+    if is_container(source):
         decoded = _decode_container(source, name, "mix")
         return AudioInfo(decoded.rate, 1, len(decoded.samples))
     with _open(source, name) as sound:
@@ -140,16 +140,17 @@ def require_signal(audio: Audio, name: str) -> None:
         )
 
 
+def is_container(source: Any) -> TypeGuard[str | os.PathLike[str]]:
+    """Whether ``source`` is a path that PyAV decodes, always as a whole."""
+    return isinstance(source, (str, os.PathLike)) and Path(source).suffix.lower() in CONTAINER_SUFFIXES
+
+
 def _name(source: AudioSource) -> str:
     if isinstance(source, (str, os.PathLike)):
         return os.fspath(source)
     if isinstance(source, np.ndarray):
         return "array"
     return str(getattr(source, "name", "audio in memory"))
-
-
-def _is_container(source: Any) -> bool:
-    return isinstance(source, (str, os.PathLike)) and Path(source).suffix.lower() in CONTAINER_SUFFIXES
 
 
 def _checked_rate(rate: int, name: str) -> int:
@@ -194,7 +195,9 @@ def _open(source: Any, name: str) -> soundfile.SoundFile:
         return soundfile.SoundFile(io.BytesIO(source) if isinstance(source, bytes) else source)
     except (soundfile.LibsndfileError, OSError, TypeError, ValueError) as error:
         raise AudioError(
-            name, f"cannot be decoded ({_reason(error)})", "give wav, flac, ogg, opus or mp3; convert others with ffmpeg"
+            name,
+            f"cannot be decoded ({_reason(error)})",
+            "give wav, flac, ogg, opus or mp3, or convert it with ffmpeg",
         ) from None
 
 
@@ -204,7 +207,7 @@ def _reason(error: Exception) -> str:
 
 
 def _decode(source: Any, name: str, channel: Channel, start: float, duration: float | None) -> Audio:
-    if _is_container(source):
+    if is_container(source):
         whole = _decode_container(source, name, channel)
         first = round(start * whole.rate)
         stop = None if duration is None else first + round(duration * whole.rate)

@@ -54,8 +54,16 @@ class MissingExtraError(SpeakerKitError):
     def __init__(self, feature: str, extra: str) -> None:
         super().__init__(feature, "needs packages that are not installed", f"pip install 'speakerkit[{extra}]'")
 
+    def __reduce__(self) -> tuple[type[SpeakerKitError], tuple[str | None, str, str]]:
+        """Errors cross process borders; this one's arguments are not those it was built from."""
+        return SpeakerKitError, (self.subject, self.fault, self.remedy)
+
 
 class PartialFailure(SpeakerKitError):
     """Some items of a batch failed; the others are written. The command line exits with 3."""
 
     exit_code = 3
+
+
+class PeerFailed(SpeakerKitError):
+    """Another rank of a training failed and has said why; this one ends without a message of its own."""

@@ -40,11 +40,10 @@ def _umask() -> int:
 def atomic_open(path: str | Path, mode: str = "w") -> Iterator[IO[Any]]:
     """Open ``path`` for writing ("w" text in UTF-8, "wb" bytes); it appears whole or not at all."""
     encoding = None if "b" in mode else "utf-8"
-    with atomic_path(path) as temporary:
-        with open(temporary, mode, encoding=encoding) as stream:
-            yield stream
-            stream.flush()
-            os.fsync(stream.fileno())
+    with atomic_path(path) as temporary, open(temporary, mode, encoding=encoding) as stream:
+        yield stream
+        stream.flush()
+        os.fsync(stream.fileno())
 
 
 def write_lines(path: str | Path, lines: Iterable[str]) -> None:

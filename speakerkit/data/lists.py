@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -88,6 +89,21 @@ def refuse_pipe(path: str | Path, key: str, value: str) -> None:
         raise DataError(
             path, f"entry {key!r} is a command, which would be run", "list files, or allow it with --allow-pipes"
         )
+
+
+def open_entry(value: str) -> str | bytes:
+    """What a list entry stands for: its path, or the output of its command where pipes were allowed on reading.
+
+    Raises:
+        DataError: the command fails.
+    """
+    if not value.rstrip().endswith("|"):
+        return value
+    done = subprocess.run(value.rstrip()[:-1], shell=True, capture_output=True)  # noqa: S602 - the user allowed it
+    if done.returncode:
+        reason = done.stderr.decode(errors="replace").strip().splitlines()[-1:] or ["no message"]
+        raise DataError(value, f"ends with status {done.returncode} ({reason[0]})", "run it by hand")
+    return done.stdout
 
 
 def read_data_dir(folder: str | Path, allow_pipes: bool = False) -> list[Utterance]:

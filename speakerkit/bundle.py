@@ -1,0 +1,128 @@
+"""Model bundles: a folder with configuration and weights, read strictly and without running code."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from speakerkit.config import NamedConfig, parse, read_yaml, to_dict, write_yaml
+from speakerkit.errors import BundleError, ConfigError
+from speakerkit.features import FrontEnd
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+FORMAT = "speakerkit-bundle-1"
+CONFIG, WEIGHTS, GRAPH, CALIBRATION = "config.yaml", "model.safetensors", "model.onnx", "calibration.json"
+
+
+@dataclass(frozen=True)
+class BundleConfig:
+    """``config.yaml`` of a bundle.
+
+    Attributes:
+        model: architecture.
+        frontend: front-end, its dither as in training (inference uses none).
+        embedding_size: D.
+        provenance: data, recipe, git revision, versions.
+        results: figures measured with this model, by test set.
+    """
+
+    model: NamedConfig
+    frontend: FrontEnd
+    embedding_size: int
+    format: str = FORMAT
+    provenance: dict[str, Any] = field(default_factory=dict)
+    results: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A bundle folder whose configuration has been read."""
+
+    path: Path
+    config: BundleConfig
+
+    @property
+    def graph(self) -> Path | None:
+        """The ONNX file, where there is one."""
+        return self.path / GRAPH if (self.path / GRAPH).is_file() else None
+
+    def digest(self) -> str:
+        """SHA-256 of the weights (of the ONNX file where there are none): which model made an embedding."""
+        weights = self.path / WEIGHTS
+        source = weights if weights.is_file() else self.path / GRAPH
+        return hashlib.sha256(source.read_bytes()).hexdigest()
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The backbone's state dictionary.
+
+        Raises:
+            BundleError: no weights, or damaged ones.
+        """
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
+        path = self.path / WEIGHTS
+        if not path.is_file():
+            raise BundleError(path, "no such file", "this bundle runs from its ONNX file only")
+        try:
+            return load_file(path)
+        except (SafetensorError, OSError, ValueError) as error:
+            raise BundleError(path, f"is damaged ({error})", "copy or train the bundle again") from None
+
+    def threshold(self) -> tuple[float, str] | None:
+        """Cosine threshold and where it came from, out of ``calibration.json``; ``None`` where uncalibrated."""
+        path = self.path / CALIBRATION
+        if not path.is_file():
+            return None
+        try:
+            values = json.loads(path.read_text(encoding="utf-8"))
+            return float(values["threshold"]), str(values["source"])
+        except (ValueError, KeyError, TypeError, OSError) as error:
+            raise BundleError(path, f"holds no threshold ({error!r})", "calibrate the bundle again") from None
+
+
+def read_bundle(path: str | Path) -> Bundle:
+    """Open a bundle folder.
+
+    Raises:
+        BundleError: no folder, no configuration, no weights, or another format.
+        ConfigError: unknown keys or wrong values in its configuration.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        raise BundleError(path, "no such model folder", "train one with examples/voxceleb/run.sh, or check the path")
+    if not (path / CONFIG).is_file():
+        raise BundleError(path, f"has no {CONFIG}", "a bundle holds config.yaml with model.safetensors or model.onnx")
+    values = read_yaml(path / CONFIG)
+    if values.get("format") != FORMAT:
+        raise BundleError(path / CONFIG, f"is of format {values.get('format')!r}", f"only {FORMAT!r} is read")
+    try:
+        config = parse(BundleConfig, values)
+    except ConfigError as error:
+        raise BundleError(path / CONFIG, f"{error.subject} {error.fault}", error.remedy) from None
+    if not any((path / name).is_file() for name in (WEIGHTS, GRAPH)):
+        raise BundleError(path, f"has neither {WEIGHTS} nor {GRAPH}", "copy the whole folder")
+    return Bundle(path, config)
+
+
+def write_bundle(path: str | Path, config: BundleConfig, tensors: dict[str, Tensor]) -> Bundle:
+    """Write configuration and weights; an ONNX file of earlier weights is removed.
+
+    The front-end's ``min_duration`` must be what the model needs; the caller sees to it.
+    """
+    from safetensors.torch import save_file
+
+    from speakerkit.files import atomic_path
+
+    path = Path(path)
+    path.mkdir(parents=True, exist_ok=True)
+    (path / GRAPH).unlink(missing_ok=True)
+    with atomic_path(path / WEIGHTS) as temporary:
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary)
+    write_yaml(path / CONFIG, to_dict(config))
+    return Bundle(path, config)

@@ -1,0 +1,67 @@
+"""The ``speakerkit`` command: sub-commands, and errors as one line with the exit code that tells their kind."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from typing import Annotated
+
+import typer
+
+from speakerkit import __version__
+from speakerkit.cli import data, score, shards
+from speakerkit.cli.average import average
+from speakerkit.cli.doctor import doctor
+from speakerkit.cli.embed import embed
+from speakerkit.cli.export import export
+from speakerkit.cli.metrics import metrics
+from speakerkit.cli.similarity import similarity
+from speakerkit.cli.train import train
+from speakerkit.errors import PeerFailed, SpeakerKitError
+
+app = typer.Typer(
+    help="Speaker embeddings and what is built on them. Exit codes: 0 done, 2 bad input or usage, 3 a part failed.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+for command in (train, average, embed, similarity, metrics, export, doctor):
+    app.command()(command)
+for command in (shards.raw, shards.holdout, shards.shards, shards.lmdb, shards.augmentations):
+    data.app.command()(command)
+app.add_typer(data.app, name="data")
+app.add_typer(score.app, name="score")
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"speakerkit {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Set up logging: warnings and errors to stderr."""
+
+
+def main() -> None:
+    """Run the command line; never shows a traceback for bad input."""
+    logging.basicConfig(level=logging.WARNING, format="speakerkit: %(levelname)s: %(message)s", stream=sys.stderr)
+    try:
+        app()
+    except SpeakerKitError as error:
+        if not isinstance(error, PeerFailed):
+            print(f"speakerkit: error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except BrokenPipeError:
+        sys.stderr.close()
+        sys.exit(0)
+    except (OSError, MemoryError) as error:
+        print(f"speakerkit: error: {error}; check the disk, the memory and the permissions", file=sys.stderr)
+        sys.exit(2)

@@ -1,0 +1,42 @@
+"""Options that several sub-commands share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, cast
+
+import typer
+
+if TYPE_CHECKING:
+    from speakerkit.audio import Channel
+    from speakerkit.embedding.embedder import Short
+
+Model = Annotated[Path, typer.Option("--model", "-m", help="Model bundle folder.", envvar="SPEAKERKIT_MODEL")]
+Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
+ShortAudio = Annotated[str, typer.Option("--short", help="Audio under the model's minimum: error, or pad (repeat it).")]
+ChannelOption = Annotated[str, typer.Option("--channel", help="mix (mean of all), or a channel's number from 0.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+AllowPipes = Annotated[bool, typer.Option("--allow-pipes", help="Run commands that a scp names (`cmd |`).")]
+
+
+def check_short(value: str) -> Short:
+    """The value of ``--short``."""
+    if value not in ("error", "pad"):
+        raise typer.BadParameter(f"{value!r} is neither 'error' nor 'pad'", param_hint="--short")
+    return cast("Short", value)
+
+
+def check_device(value: str) -> str:
+    """The value of ``--device``."""
+    if value not in ("auto", "cpu", "cuda"):
+        raise typer.BadParameter(f"{value!r} is none of auto, cpu, cuda", param_hint="--device")
+    return value
+
+
+def check_channel(value: str) -> Channel:
+    """The value of ``--channel``."""
+    if value == "mix":
+        return "mix"
+    if not value.isdigit():
+        raise typer.BadParameter(f"{value!r} is neither 'mix' nor a number", param_hint="--channel")
+    return int(value)

@@ -1,0 +1,73 @@
+"""The backbones by name: what a configuration's ``model`` and ``model_args`` stand for."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from torch import Tensor, nn
+
+from speakerkit.errors import ConfigError
+from speakerkit.registry import Registry, suggest
+
+MODEL_FILES = ("resnet", "ecapa_tdnn", "campplus")
+
+
+class Backbone(nn.Module):
+    """Features in, embeddings out; a model file derives from this and registers itself.
+
+    ``forward(feats: (B, T, feat_dim)) -> (B, embed_dim)``, one plain tensor.
+
+    Attributes:
+        feat_dim: mel bands (or other features) per frame.
+        embed_dim: length of the embedding.
+        min_frames: the shortest T of which two frames reach the pooling, so that a standard deviation exists. Shorter
+            input still gives a finite embedding, but one that says next to nothing.
+    """
+
+    feat_dim: int
+    embed_dim: int
+    min_frames: int
+
+    def frame_features(self, feats: Tensor) -> Tensor:
+        """What the pooling sees, (B, T, feat_dim) to (B, T', D'), for models that want speaker features per frame."""
+        raise NotImplementedError
+
+
+Builder = TypeVar("Builder", bound=Callable[..., Backbone])
+
+BACKBONES: Registry[Callable[..., Backbone]] = Registry("backbone")
+
+
+def register_backbone(name: str) -> Callable[[Builder], Builder]:
+    """Decorator that enters a backbone class or factory under ``name``."""
+
+    def enter(builder: Builder) -> Builder:
+        BACKBONES.register(name)(builder)
+        return builder
+
+    return enter
+
+
+def backbone_names() -> list[str]:
+    """Every registered name, those of the files in this folder included."""
+    for file in MODEL_FILES:
+        importlib.import_module(f"speakerkit.embedding.{file}")
+    return list(BACKBONES)
+
+
+def build_backbone(name: str, **args: Any) -> Backbone:
+    """The backbone of that name with random weights.
+
+    Raises:
+        ConfigError: the name or one of the arguments is unknown; the message suggests the nearest one.
+    """
+    backbone_names()
+    builder = BACKBONES[name]
+    known = list(inspect.signature(builder).parameters)
+    for arg in args:
+        if arg not in known:
+            raise ConfigError(f"backbone {name!r}", f"has no argument {arg!r}", suggest(arg, known))
+    return builder(**args)

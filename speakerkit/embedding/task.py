@@ -1,0 +1,292 @@
+"""The embedding task: classify training speakers, and judge by held-out trials."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader
+
+from speakerkit.audio import load_audio
+from speakerkit.bundle import read_bundle
+from speakerkit.config import to_dict
+from speakerkit.data.ark import Embeddings
+from speakerkit.data.augment import Chain, build_chain
+from speakerkit.data.dataset import FeatureSource, RawSource, Sample, ShardSource, Source, TrainingDataset
+from speakerkit.data.lists import Utterance, read_utterance_list
+from speakerkit.data.sampling import BalancedOrder, Order, PositionBatches, ShuffledOrder
+from speakerkit.data.shards import read_shard_list
+from speakerkit.data.stores import open_store
+from speakerkit.embedding.config import EmbeddingConfig
+from speakerkit.embedding.heads import HEADS
+from speakerkit.embedding.margin import margin_at
+from speakerkit.embedding.model import SpeakerNet, backbone_for, load_backbone
+from speakerkit.errors import ConfigError, DataError, SpeakerKitError, TrainingError
+from speakerkit.features import features
+from speakerkit.nn.fbank import Fbank, SpecAugment
+from speakerkit.verification.cosine import score_cosine
+from speakerkit.verification.metrics import evaluate
+from speakerkit.verification.trials import Trials, read_trials
+
+logger = logging.getLogger("speakerkit.training")
+
+Batch = dict[str, Any]
+
+DRAWS_BEFORE_JUDGING = 200  # a share of bad files means little on fewer
+
+
+class EmbeddingTask:
+    """Implements :class:`speakerkit.training.task.Task` for :class:`speakerkit.embedding.config.EmbeddingConfig`.
+
+    Raises:
+        DataError: lists that are missing or contradict themselves.
+        ConfigError: an unknown backbone, head or augmentation, or a wrong argument.
+    """
+
+    def __init__(self, config: EmbeddingConfig) -> None:
+        self.config = config
+        self.source = _open_source(config)
+        self.classes = {speaker: index for index, speaker in enumerate(sorted(set(self.source.speakers)))}
+        self.speeds = (1.0,) if config.data.format == "feat" else tuple(config.data.speeds)
+        self.dataset = TrainingDataset(
+            self.source,
+            _order(config, self.source),
+            self.classes,
+            config.frontend,
+            chunk_frames=config.data.chunk_frames,
+            speeds=self.speeds,
+            chain=_chain(config),
+            seed=config.seed,
+        )
+        self.valid = read_utterance_list(config.data.valid, config.data.allow_pipes) if config.data.valid else []
+        strangers = sorted({utterance.speaker for utterance in self.valid} - self.classes.keys())
+        if strangers:
+            raise DataError(
+                config.data.valid,
+                f"holds {len(strangers)} speakers not trained on, {strangers[0]!r} first",
+                "validation utterances are held-out ones of training speakers",
+            )
+        self.trials = self._trials()
+        self.position = 0
+        self.drawn = 0
+        self.bad_draws = 0
+        self.bad: dict[str, str] = {}
+
+    def build_model(self) -> SpeakerNet:
+        """Front-end, backbone and head; the backbone from the bundle ``init`` where one is named."""
+        config = self.config
+        backbone = backbone_for(config.model, config.frontend)
+        if config.init:
+            load_backbone(backbone, read_bundle(config.init))
+        args = {"embed_dim": backbone.embed_dim, "num_classes": len(self.classes) * len(self.speeds)}
+        try:
+            head = HEADS[config.head.name](**args, **config.head.args)
+        except TypeError as error:
+            raise ConfigError("head.args", str(error), "scale and margin are what heads take") from None
+        fbank = None if config.data.format == "feat" else Fbank(config.frontend)
+        spec_augment = config.data.spec_augment
+        return SpeakerNet(backbone, head, fbank, SpecAugment(**to_dict(spec_augment)))
+
+    def train_batches(self, rank: int, world: int) -> Iterator[Batch]:
+        """This rank's batches from the current position on."""
+        data = self.config.data
+        loader: DataLoader[Any] = DataLoader(
+            _ErrorsAsValues(self.dataset),  # type: ignore[arg-type]
+            batch_sampler=PositionBatches(self.position, data.batch_size, rank, world),
+            num_workers=data.workers,
+            collate_fn=_collate,
+            pin_memory=torch.cuda.is_available(),
+            prefetch_factor=4 if data.workers else None,
+        )
+        for batch in loader:
+            if isinstance(batch, SpeakerKitError):
+                raise batch
+            self.position += data.batch_size * world
+            self._count_failures(batch)
+            yield batch
+
+    def _count_failures(self, batch: Batch) -> None:
+        self.drawn += len(batch["keys"]) + len(batch["failures"])
+        for key, reason in batch["failures"]:
+            if key not in self.bad:
+                logger.warning("skipped %s: %s", key, reason)
+            self.bad[key] = reason
+        self.bad_draws += len(batch["failures"])
+        share = self.bad_draws / self.drawn
+        if share > self.config.data.max_bad_share and self.drawn >= DRAWS_BEFORE_JUDGING:
+            key, reason = next(iter(self.bad.items()))
+            raise TrainingError(
+                self.config.data.train,
+                f"{share:.1%} of what was drawn cannot be read ({len(self.bad)} files, first {key}: {reason})",
+                "run `speakerkit data check --decode`, or raise data.max_bad_share",
+            )
+
+    def valid_batches(self) -> Iterable[Batch]:
+        """Held-out utterances: one fixed chunk each, at its own speed, not augmented."""
+        if not self.valid:
+            return
+        dataset = TrainingDataset(
+            RawSource(self.valid, self.config.frontend),
+            ShuffledOrder([range(len(self.valid))], seed=0),
+            self.classes,
+            self.config.frontend,
+            chunk_frames=self.config.data.chunk_frames,
+            speeds=(1.0,),
+            chain=None,
+            seed=0,
+        )
+        size = self.config.data.batch_size
+        for first in range(0, len(self.valid), size):
+            yield _stack([dataset[index] for index in range(first, min(first + size, len(self.valid)))])
+
+    def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """Cross-entropy of the head's logits; accuracy is that of the logits without margin."""
+        logits, taken = model(batch["inputs"], batch["labels"])
+        accuracy = (taken == batch["labels"]).float().mean()
+        return F.cross_entropy(logits.float(), batch["labels"]), {"accuracy": accuracy}
+
+    def evaluate(self, model: Any) -> dict[str, float]:
+        """``valid_eer`` in percent, from whole utterances; nothing where there are no held-out trials."""
+        if self.trials is None:
+            return {}
+        known = {utterance.key: utterance for utterance in self._trial_utterances()}
+        device = next(model.parameters()).device
+        vectors = []
+        keys = sorted({*self.trials.enrol_ids, *self.trials.test_ids})
+        for key in keys:
+            samples = load_audio(known[key].wav, self.config.frontend.sample_rate).samples
+            feats = torch.from_numpy(features(samples, self.config.frontend))[None].to(device)  # (1, T, F)
+            vectors.append(model.backbone(feats)[0].float().cpu().numpy())
+        scores = score_cosine(Embeddings(keys, np.stack(vectors)), self.trials)
+        return {"valid_eer": 100 * evaluate(scores).eer}
+
+    def start_step(self, model: Any, step: int) -> dict[str, float]:
+        """Set the head's margin."""
+        value = margin_at(step, self.config.margin)
+        model.head.update(value)
+        return {"margin": value}
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Classes, architecture, front-end, speeds and seed: what a checkpoint belongs to."""
+        names = "\n".join(self.classes)
+        return {
+            "speaker list": hashlib.sha256(names.encode()).hexdigest(),
+            "model": to_dict(self.config.model),
+            "head": to_dict(self.config.head),
+            "frontend": to_dict(self.config.frontend),
+            "speeds": list(self.speeds),
+            "seed": self.config.seed,
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        """Position in the stream, and the files found bad so far."""
+        return {"position": self.position, "drawn": self.drawn, "bad_draws": self.bad_draws, "bad": dict(self.bad)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a checkpoint's position."""
+        self.position, self.drawn = int(state["position"]), int(state["drawn"])
+        self.bad_draws, self.bad = int(state["bad_draws"]), dict(state["bad"])
+
+    def _trial_utterances(self) -> list[Utterance]:
+        trained_on = self.source.utterances if isinstance(self.source, RawSource) else []
+        return [*self.valid, *trained_on]
+
+    def _trials(self) -> Trials | None:
+        if not self.config.data.valid_trials:
+            return None
+        trials = read_trials(self.config.data.valid_trials)
+        missing = sorted(
+            {*trials.enrol_ids, *trials.test_ids} - {utterance.key for utterance in self._trial_utterances()}
+        )
+        if missing:
+            raise DataError(
+                self.config.data.valid_trials,
+                f"names {len(missing)} utterances that are in neither list, {missing[0]!r} first",
+                "trials are over utterances of data.valid and a raw data.train",
+            )
+        return trials
+
+
+def _open_source(config: EmbeddingConfig) -> Source:
+    data = config.data
+    source: Source
+    if data.format == "shard":
+        source = ShardSource(
+            read_shard_list(data.train, allow_pipes=data.allow_pipes, cache=data.shard_cache), config.frontend
+        )
+    else:
+        utterances = read_utterance_list(data.train, data.allow_pipes)
+        wrong = next((u.key for u in utterances if bool(u.feat) != (data.format == "feat")), None)
+        if wrong is not None:
+            raise DataError(data.train, f"{wrong!r} is not an entry of a {data.format} list", "set data.format")
+        source = (FeatureSource if data.format == "feat" else RawSource)(utterances, config.frontend)
+    if not source.keys:
+        raise DataError(data.train, "names no utterances", "run the preparation stage again")
+    return source
+
+
+def _order(config: EmbeddingConfig, source: Source) -> Order:
+    if config.data.sampling == "balanced":
+        by_speaker: dict[str, list[int]] = {}
+        for index, speaker in enumerate(source.speakers):
+            by_speaker.setdefault(speaker, []).append(index)
+        repeats = config.data.utterances_per_speaker
+        return BalancedOrder(
+            [by_speaker[speaker] for speaker in sorted(by_speaker)],
+            repeats,
+            config.data.batch_size // repeats,
+            config.seed,
+        )
+    groups: dict[str, list[int]] = {}
+    for index in range(len(source.keys)):
+        shard = str(source.members[index].shard) if isinstance(source, ShardSource) else ""
+        groups.setdefault(shard, []).append(index)
+    return ShuffledOrder(list(groups.values()), config.seed, config.data.shuffle_shards)
+
+
+def _chain(config: EmbeddingConfig) -> Chain | None:
+    data = config.data
+    if not data.augment:
+        return None
+    if data.format == "feat":
+        raise ConfigError("data.augment", "acts on waveforms, not on a feat list", "use raw or shard lists, or drop it")
+    return build_chain(
+        data.augment,
+        noise_store=open_store(data.noise) if data.noise else None,
+        rir_store=open_store(data.rir) if data.rir else None,
+    )
+
+
+class _ErrorsAsValues:
+    """Errors of loading processes as values: torch would turn them into tracebacks in text."""
+
+    def __init__(self, dataset: TrainingDataset) -> None:
+        self.dataset = dataset
+
+    def __getitem__(self, position: int) -> Sample | SpeakerKitError:
+        try:
+            return self.dataset[position]
+        except SpeakerKitError as error:
+            return error
+
+
+def _collate(samples: list[Sample | SpeakerKitError]) -> Batch | SpeakerKitError:
+    """The batch of what one loading process has read, or the first error."""
+    errors = [sample for sample in samples if isinstance(sample, SpeakerKitError)]
+    return errors[0] if errors else _stack([sample for sample in samples if isinstance(sample, Sample)])
+
+
+def _stack(samples: list[Sample]) -> Batch:
+    """Inputs (B, samples) or (B, T, F), labels (B,), keys, and the failures met on the way."""
+    return {
+        "inputs": torch.from_numpy(np.stack([sample.input for sample in samples])),
+        "labels": torch.tensor([sample.label for sample in samples]),
+        "keys": [sample.key for sample in samples],
+        "failures": [failure for sample in samples for failure in sample.failures],
+    }

@@ -1,0 +1,34 @@
+"""A bundle's weights to its ONNX file."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from speakerkit.bundle import GRAPH, read_bundle
+from speakerkit.config import to_dict
+from speakerkit.embedding.model import backbone_for, load_backbone
+from speakerkit.export.onnx import Parity, export_onnx
+
+
+def export_bundle(path: Path) -> Parity:
+    """Write ``model.onnx`` into the bundle, with the front-end and the weights' hash in its metadata.
+
+    Raises:
+        BundleError: no weights, or an ONNX file that differs from torch by more than 1e-4.
+    """
+    bundle = read_bundle(path)
+    config = bundle.config
+    backbone = backbone_for(config.model, config.frontend)
+    load_backbone(backbone, bundle)
+    metadata = {
+        "framework": "speakerkit",
+        "model": config.model.name,
+        "sample_rate": str(config.frontend.sample_rate),
+        "output_dim": str(config.embedding_size),
+        "min_samples": str(config.frontend.min_samples),
+        "frontend": json.dumps(to_dict(config.frontend)),
+        "weights_sha256": bundle.digest(),
+    }
+    min_frames = config.frontend.num_frames(config.frontend.min_samples)
+    return export_onnx(backbone, path / GRAPH, min_frames=min_frames, metadata=metadata)

@@ -1,0 +1,109 @@
+"""Checkpoints: written atomically, read without running code, kept and thrown away by rule, averaged."""
+
+from __future__ import annotations
+
+import pickle
+import re
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from speakerkit.errors import BundleError
+from speakerkit.files import atomic_path
+
+NAME = re.compile(r"step_(\d{8})\.pt")
+
+
+def checkpoint_path(folder: Path, step: int) -> Path:
+    """Where the checkpoint after ``step`` steps stands."""
+    return folder / f"step_{step:08d}.pt"
+
+
+def list_checkpoints(folder: Path) -> list[Path]:
+    """Step checkpoints in ``folder``, oldest first."""
+    return sorted(path for path in folder.glob("step_*.pt") if NAME.fullmatch(path.name))
+
+
+def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
+    """Write ``state`` (tensors and plain values); a killed write leaves the older checkpoints alone."""
+    with atomic_path(path) as temporary:
+        torch.save(state, temporary)
+
+
+def load_checkpoint(path: str | Path) -> dict[str, Any]:
+    """Read a checkpoint on the CPU, refusing anything that would run code.
+
+    Raises:
+        BundleError: missing, damaged, or holding more than tensors and plain values.
+    """
+    if not Path(path).is_file():
+        raise BundleError(path, "no such checkpoint", "check the path")
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        reason = str(error).splitlines()[0]
+        raise BundleError(
+            path, f"is refused: it holds more than tensors, or is damaged ({reason})", "use a file you trust"
+        ) from None
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError, AttributeError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise BundleError(path, f"is damaged ({reason})", "use an older checkpoint") from None
+    if not isinstance(state, dict):
+        raise BundleError(path, "holds no state dictionary", "check that it is a checkpoint")
+    return state
+
+
+def newest_checkpoint(folder: Path) -> tuple[Path, dict[str, Any]] | None:
+    """The newest checkpoint that can be read, with its content; ``None`` where there is no file at all.
+
+    Raises:
+        BundleError: files are there, but none can be read.
+    """
+    error: BundleError | None = None
+    for path in reversed(list_checkpoints(folder)):
+        try:
+            return path, load_checkpoint(path)
+        except BundleError as caught:
+            error = error or caught
+    if error is not None:
+        raise error
+    return None
+
+
+def prune(folder: Path, keep: int) -> None:
+    """Remove all but the newest ``keep`` step checkpoints."""
+    for path in list_checkpoints(folder)[:-keep]:
+        path.unlink()
+
+
+def keep_best(folder: Path, path: Path) -> None:
+    """Copy ``path`` to ``best.pt``."""
+    with atomic_path(folder / "best.pt") as temporary:
+        shutil.copyfile(path, temporary)
+
+
+def average_states(paths: Sequence[Path]) -> dict[str, Tensor]:
+    """Arithmetic mean of the ``model`` of several checkpoints, in float64; counters are taken from the last.
+
+    Raises:
+        BundleError: no paths, or checkpoints whose tensors differ in name or shape.
+    """
+    if not paths:
+        raise BundleError(None, "there is no checkpoint to average", "train first")
+    total: dict[str, Tensor] = {}
+    for path in paths:
+        model: dict[str, Tensor] = load_checkpoint(path)["model"]
+        if total and {k: v.shape for k, v in total.items()} != {k: v.shape for k, v in model.items()}:
+            raise BundleError(path, "has other tensors than the checkpoints before it", "average one run only")
+        for name, tensor in model.items():
+            if not tensor.is_floating_point():
+                total[name] = tensor
+            else:
+                total[name] = total[name] + tensor.double() if name in total else tensor.double()
+    return {
+        name: (tensor / len(paths)).float() if tensor.is_floating_point() else tensor for name, tensor in total.items()
+    }

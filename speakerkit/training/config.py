@@ -1,0 +1,108 @@
+"""What every training run configures, whatever its task. Torch-free, so that a bad configuration is found at once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from speakerkit.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """Optimiser.
+
+    Attributes:
+        lr: peak learning rate.
+        momentum: of SGD, always with Nesterov's correction.
+        betas: of Adam and AdamW.
+        decay_norms: whether weight decay also acts on biases and normalisation weights.
+        reference_batch: ``lr`` is multiplied by (chunks a step over all ranks) / this; 0 leaves it as it is.
+    """
+
+    name: Literal["sgd", "adam", "adamw"] = "sgd"
+    lr: float = 0.1
+    momentum: float = 0.9
+    betas: tuple[float, float] = (0.9, 0.999)
+    weight_decay: float = 1e-4
+    decay_norms: bool = True
+    reference_batch: int = 0
+
+
+@dataclass(frozen=True)
+class ScheduleConfig:
+    """Learning rate over the steps: linear warm-up from 0, then a decay to ``final_lr`` at the last step.
+
+    Attributes:
+        name: "exponential" (WeSpeaker's ExponentialDecrease), "cosine", "linear" or "constant" after the warm-up.
+        warmup_steps: steps of the warm-up.
+        final_lr: learning rate at the last step (scaled like ``optim.lr``).
+    """
+
+    name: Literal["exponential", "cosine", "linear", "constant"] = "exponential"
+    warmup_steps: int = 0
+    final_lr: float = 5e-5
+
+    def __post_init__(self) -> None:
+        if self.name == "exponential" and self.final_lr <= 0:
+            raise ConfigError("schedule.final_lr", "must be positive for an exponential decay", "for example 5e-5")
+
+
+@dataclass(frozen=True)
+class TrainerConfig:
+    """The loop.
+
+    Attributes:
+        steps: optimiser steps in all.
+        device: "auto" takes CUDA where it is usable.
+        precision: autocast type; "fp16" scales its losses and needs CUDA.
+        accumulate: batches summed into one step.
+        grad_clip: largest gradient norm; 0 for no clipping.
+        valid_every, save_every, log_every: steps between; 0 never, the last step always validates and saves.
+        keep_last: newest checkpoints kept for resuming.
+        average: newest checkpoints kept for averaging.
+        best_metric: validation metric, smaller is better, whose best checkpoint is kept.
+        max_bad_steps: non-finite steps in a row that stop the run.
+        threads: torch threads a rank on the CPU; 0 leaves torch's choice.
+        channels_last: memory format for 2-D convolutions.
+        compile: run the model through ``torch.compile``.
+    """
+
+    steps: int = 1000
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    accumulate: int = 1
+    grad_clip: float = 0.0
+    valid_every: int = 0
+    save_every: int = 0
+    log_every: int = 50
+    keep_last: int = 2
+    average: int = 1
+    best_metric: str = "valid_loss"
+    max_bad_steps: int = 10
+    threads: int = 0
+    channels_last: bool = False
+    compile: bool = False
+
+    def __post_init__(self) -> None:
+        if min(self.steps, self.accumulate, self.log_every, self.keep_last, self.average, self.max_bad_steps) < 1:
+            raise ConfigError(
+                "trainer", "steps, accumulate, log_every, keep_last, average and max_bad_steps start at 1", "raise them"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """One run of the trainer: the keys that experiments of all tasks share.
+
+    Attributes:
+        exp_dir: gets everything the run writes.
+        seed: the only source of chance.
+    """
+
+    exp_dir: str
+    task: Literal["embedding"] = "embedding"
+    seed: int = 42
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)

@@ -1,0 +1,102 @@
+"""From a configuration file to a trained model: read, start the ranks, train, leave everything that explains it."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from speakerkit.config import apply_overrides, parse, read_yaml, to_dict, write_yaml
+from speakerkit.embedding.config import EmbeddingConfig
+from speakerkit.embedding.task import EmbeddingTask
+from speakerkit.files import write_json, write_lines
+from speakerkit.training.config import RunConfig
+from speakerkit.training.distributed import ranks
+from speakerkit.training.trainer import Trainer, TrainingResult
+
+
+@dataclass(frozen=True, kw_only=True)
+class EmbeddingExperiment(EmbeddingConfig, RunConfig):
+    """A whole embedding experiment, as its YAML file spells it."""
+
+
+def read_experiment(path: str | Path, overrides: Sequence[str] = ()) -> EmbeddingExperiment:
+    """The experiment of a YAML file with ``a.b=c`` overrides.
+
+    Raises:
+        ConfigError: unknown keys, wrong values, no such file.
+    """
+    return parse(EmbeddingExperiment, apply_overrides(read_yaml(path), overrides))
+
+
+def run_experiment(
+    path: str | Path, overrides: Sequence[str] = (), resume: str = "auto", stop_after: int | None = None
+) -> TrainingResult:
+    """Train what a configuration file describes, on this process or as one of the ranks that torchrun started."""
+    config = read_experiment(path, overrides)
+    exp_dir = Path(config.exp_dir)
+    with ranks(config.trainer.device) as world:
+        with world.together():
+            task = EmbeddingTask(config)
+        with world.together():
+            trainer = Trainer(
+                task,
+                exp_dir,
+                world,
+                trainer=config.trainer,
+                optim=config.optim,
+                schedule=config.schedule,
+                seed=config.seed,
+                batch_size=config.data.batch_size,
+            )
+            trainer.resume(resume)
+        with world.together():
+            if world.is_main:
+                write_yaml(exp_dir / "config.yaml", to_dict(config))
+                write_lines(exp_dir / "speakers.txt", task.classes)
+                write_json(exp_dir / "provenance.json", provenance())
+        return trainer.fit(stop_after)
+
+
+def provenance() -> dict[str, Any]:
+    """Command, versions and revision: what it takes to run this again."""
+    packages = ("speakerkit", "torch", "torchaudio", "numpy", "scipy", "soundfile", "soxr", "onnxruntime")
+    return {
+        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "python": platform.python_version(),
+        "packages": {name: _version(name) for name in packages},
+        "git_revision": _git_revision(),
+        "ranks": int(os.environ.get("WORLD_SIZE", "1")),
+        "cpus": os.cpu_count(),
+    }
+
+
+def read_provenance(exp_dir: Path) -> dict[str, Any]:
+    """What :func:`run_experiment` left, or nothing where it is missing."""
+    path = exp_dir / "provenance.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _git_revision() -> str | None:
+    try:
+        folder = Path(__file__).parent
+        done = subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=12"], cwd=folder, capture_output=True, text=True
+        )
+    except OSError:
+        return None
+    return done.stdout.strip() or None

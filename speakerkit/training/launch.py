@@ -1,0 +1,58 @@
+"""Several ranks on this machine through torchrun's own launcher, with our messages and exit codes."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+from speakerkit.errors import PeerFailed, SpeakerKitError, TrainingError
+
+
+def launch(nproc: int, config: Path, overrides: Sequence[str], resume: str, stop_after: int | None) -> None:
+    """Train on ``nproc`` ranks; when one ends with an error, all are ended.
+
+    Raises:
+        TrainingError: a rank was killed.
+        PeerFailed: a rank failed and has said why.
+    """
+    for name in ("torch.distributed.elastic", "torch.distributed.launcher"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    settings = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=nproc,
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",
+        run_id="speakerkit",
+        start_method="spawn",
+        max_restarts=0,
+    )
+    try:
+        elastic_launch(settings, _rank)(str(config), list(overrides), resume, stop_after)
+    except ChildFailedError as error:
+        rank, failure = error.get_first_failure()
+        if failure.exitcode == SpeakerKitError.exit_code:
+            raise PeerFailed(None, f"rank {rank} failed") from None
+        raise TrainingError(
+            f"rank {rank}",
+            f"was killed or crashed (exit code {failure.exitcode}); the other ranks were ended",
+            "the same command goes on from the last checkpoint",
+        ) from None
+
+
+def _rank(config: str, overrides: list[str], resume: str, stop_after: int | None) -> None:
+    """What each rank runs."""
+    from speakerkit.training.experiment import run_experiment
+
+    try:
+        run_experiment(config, overrides, resume, stop_after)
+    except PeerFailed as error:
+        sys.exit(error.exit_code)
+    except SpeakerKitError as error:
+        print(f"speakerkit: error: {error}", file=sys.stderr, flush=True)
+        sys.exit(error.exit_code)

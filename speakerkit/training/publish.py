@@ -1,0 +1,62 @@
+"""Checkpoints to a bundle: average, keep the backbone, say where it comes from."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from speakerkit.bundle import Bundle, BundleConfig, write_bundle
+from speakerkit.embedding.model import backbone_for
+from speakerkit.errors import BundleError
+from speakerkit.features import FrontEnd
+from speakerkit.training.checkpoint import average_states, list_checkpoints, load_checkpoint
+from speakerkit.training.experiment import read_experiment, read_provenance
+
+PREFIX = "backbone."
+
+
+def publish(exp_dir: Path, out: Path, *, last: int | None = None, best: bool = False) -> Bundle:
+    """Write the average of an experiment's newest checkpoints (``trainer.average`` of them, or ``last``) as a bundle.
+
+    Args:
+        best: take the checkpoint that was best in validation instead.
+
+    Raises:
+        BundleError: there are no checkpoints, or fewer than asked for.
+    """
+    if not (exp_dir / "config.yaml").is_file():
+        raise BundleError(exp_dir, "holds no config.yaml", "name the exp_dir of a training run")
+    experiment = read_experiment(exp_dir / "config.yaml")
+    folder = exp_dir / "checkpoints"
+    if best:
+        paths = [folder / "best.pt"]
+    else:
+        found = list_checkpoints(folder)
+        if last is not None and last > len(found):
+            raise BundleError(
+                folder, f"holds {len(found)} checkpoints, not {last}", "raise trainer.average, or ask less"
+            )
+        paths = found[-(last or experiment.trainer.average) :]
+    averaged = average_states(paths)
+    tensors = {name.removeprefix(PREFIX): t for name, t in averaged.items() if name.startswith(PREFIX)}
+    backbone = backbone_for(experiment.model, experiment.frontend)
+    backbone.load_state_dict(tensors)
+    config = BundleConfig(
+        model=experiment.model,
+        frontend=_with_minimum(experiment.frontend, backbone.min_frames),
+        embedding_size=backbone.embed_dim,
+        provenance={
+            "data": experiment.data.train,
+            "seed": experiment.seed,
+            "steps": int(load_checkpoint(paths[-1])["step"]),
+            "averaged": [path.name for path in paths],
+            **read_provenance(exp_dir),
+        },
+    )
+    return write_bundle(out, config, tensors)
+
+
+def _with_minimum(frontend: FrontEnd, min_frames: int) -> FrontEnd:
+    """The front-end with a minimum duration that gives the backbone the frames it needs."""
+    needed = frontend.chunk_samples(min_frames) / frontend.sample_rate
+    return replace(frontend, min_duration=max(frontend.min_duration, needed))

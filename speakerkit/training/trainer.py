@@ -1,0 +1,381 @@
+"""The training loop: one for every task, on one process or many ranks."""
+
+from __future__ import annotations
+
+import logging
+import math
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from speakerkit.errors import ConfigError, TrainingError
+from speakerkit.training.checkpoint import (
+    checkpoint_path,
+    keep_best,
+    list_checkpoints,
+    load_checkpoint,
+    newest_checkpoint,
+    prune,
+    save_checkpoint,
+)
+from speakerkit.training.config import OptimConfig, ScheduleConfig, TrainerConfig
+from speakerkit.training.distributed import World
+from speakerkit.training.log import RunLog
+from speakerkit.training.schedules import learning_rate
+from speakerkit.training.task import Batch, Task
+
+GOING_ON, STOP_ASKED, FAILED = 0, 1, 2
+WAITING_WARNING = 0.3  # share of time spent waiting for data
+
+
+@dataclass(frozen=True)
+class TrainingResult:
+    """How a run ended: ``step`` of ``steps`` done, where the checkpoints are, and the last validation."""
+
+    step: int
+    steps: int
+    checkpoints: Path
+    metrics: dict[str, float]
+
+
+class Trainer:
+    """Trains a task: schedules, precision, ranks, checkpoints, validation, guards.
+
+    All chance is drawn from (seed, step, rank), so that a resumed run goes on bit for bit on the CPU.
+
+    Args:
+        exp_dir: gets ``checkpoints/``, ``train.log`` and ``tensorboard/``.
+        batch_size: chunks a batch, for the learning-rate scale rule.
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        exp_dir: Path,
+        world: World,
+        *,
+        trainer: TrainerConfig,
+        optim: OptimConfig,
+        schedule: ScheduleConfig,
+        seed: int,
+        batch_size: int,
+    ) -> None:
+        self.task, self.world, self.seed = task, world, seed
+        self.config, self.schedule = trainer, schedule
+        self.folder = exp_dir / "checkpoints"
+        self.exp_dir = exp_dir
+        if trainer.precision == "fp16" and world.device.type != "cuda":
+            raise ConfigError("trainer.precision", "fp16 needs CUDA", "use bf16 or fp32 on the CPU")
+        if trainer.threads:
+            torch.set_num_threads(trainer.threads)
+        self._seed_step(-1, shared=True)
+        memory_format = torch.channels_last if trainer.channels_last else torch.preserve_format
+        self.model = task.build_model().to(world.device).to(memory_format=memory_format)  # type: ignore[call-overload]
+        self.optimizer = _build_optimizer(self.model, optim)
+        self.scaler = torch.amp.GradScaler(world.device.type, enabled=trainer.precision == "fp16")
+        effective = batch_size * world.size * trainer.accumulate
+        self.lr_scale = effective / optim.reference_batch if optim.reference_batch else 1.0
+        self.peak_lr = optim.lr * self.lr_scale
+        self.step = 0
+        self.best = math.inf
+        self.metrics: dict[str, float] = {}
+        self.skipped = 0
+        self._stop_asked = False
+
+    def resume(self, resume: str = "auto") -> None:
+        """Take up a checkpoint.
+
+        Args:
+            resume: "auto" goes on from the newest readable checkpoint, "none" refuses a folder that has some, else
+                the path of one.
+
+        Raises:
+            TrainingError: there is one where none should be, or it is of other classes or architecture.
+            BundleError: it cannot be read.
+        """
+        if resume == "none":
+            if list_checkpoints(self.folder):
+                raise TrainingError(
+                    str(self.folder), "holds checkpoints of an earlier run", "use --resume auto, or another exp_dir"
+                )
+            return
+        if resume == "auto":
+            found = newest_checkpoint(self.folder)
+            if found is None:
+                return
+            path, state = found
+        else:
+            path, state = Path(resume), load_checkpoint(resume)
+        mine = self.task.fingerprint()
+        theirs = state.get("fingerprint", {})
+        for name in mine:
+            if mine[name] != theirs.get(name):
+                raise TrainingError(
+                    str(path),
+                    f"was trained with another {name} ({_brief(theirs.get(name))} there, {_brief(mine[name])} here)",
+                    "restore the configuration and lists, or train into another exp_dir",
+                )
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scaler.load_state_dict(state["scaler"])
+        self.task.load_state_dict(state["task"])
+        self.step, self.best = int(state["step"]), float(state["best"])
+        self.metrics, self.skipped = dict(state["metrics"]), int(state["skipped"])
+
+    def fit(self, stop_after: int | None = None) -> TrainingResult:
+        """Train up to ``trainer.steps``.
+
+        Args:
+            stop_after: save and end after this step, for a run in parts.
+
+        Raises:
+            TrainingError: non-finite losses in a row.
+        """
+        log = RunLog(self.exp_dir, self.step, self.config.steps, self.world.is_main)
+        try:
+            self._announce(log)
+            if self.step < self.config.steps:
+                with self._signals():
+                    self._loop(log, min(self.config.steps, stop_after or self.config.steps))
+            else:
+                log.message(f"training is complete: step {self.step} of {self.config.steps}")
+        finally:
+            log.close()
+        return TrainingResult(self.step, self.config.steps, self.folder, self.metrics)
+
+    def _announce(self, log: RunLog) -> None:
+        count = sum(parameter.numel() for parameter in self.model.parameters())
+        log.message(
+            f"device {self.world.device}, {self.world.size} rank(s), {self.config.precision}, {count / 1e6:.3f} M "
+            f"parameters, steps {self.step} to {self.config.steps}, peak lr {self.peak_lr:.4g} "
+            f"(scale rule: x {self.lr_scale:.4g})"
+        )
+
+    def _loop(self, log: RunLog, last: int) -> None:
+        model = self._wrapped()
+        batches = self.task.train_batches(self.world.rank, self.world.size)
+        waited, began, bad_in_row = 0.0, time.monotonic(), 0
+        totals: dict[str, float] = {}
+        counted = 0
+        while self.step < last:
+            asked = time.monotonic()
+            drawn = self._draw(batches)
+            waited += time.monotonic() - asked
+            self._seed_step(self.step)
+            settings = self.task.start_step(self.model, self.step)
+            metrics, keys = self._train_step(model, drawn)
+            if metrics is None:
+                bad_in_row += 1
+                self._report_bad_step(log, keys, bad_in_row)
+            else:
+                bad_in_row = 0
+                counted += 1
+                for name, value in metrics.items():
+                    totals[name] = totals.get(name, 0.0) + value
+            self.step += 1
+            log.step(self.step)
+            stopping = self.world.highest(STOP_ASKED if self._stop_asked else GOING_ON) == STOP_ASKED
+            at_end = self.step == last or stopping
+            if counted and (self.step % self.config.log_every == 0 or at_end):
+                share = waited / max(1e-9, time.monotonic() - began)
+                means = {name: value / counted for name, value in totals.items()}
+                shown = {**means, "lr": self._lr(self.step - 1), **settings, "waiting": share, "skipped": self.skipped}
+                log.numbers(self.step, shown, "train")
+                if share > WAITING_WARNING and self.step >= 2 * self.config.log_every:
+                    log.message(
+                        f"{share:.0%} of the time is spent waiting for data: raise data.workers", logging.WARNING
+                    )
+                waited, began, totals, counted = 0.0, time.monotonic(), {}, 0
+            self._validate_and_save(log, at_end)
+            if stopping:
+                log.message(f"stopped at step {self.step}; the same command goes on from there")
+                break
+
+    def _draw(self, batches: Iterator[Batch]) -> list[Batch]:
+        """The batches of one step; where one rank cannot draw, all end."""
+        with self.world.together():
+            return [next(batches) for _ in range(self.config.accumulate)]
+
+    def _train_step(self, model: nn.Module, drawn: list[Batch]) -> tuple[dict[str, float] | None, list[str]]:
+        """One optimiser step; ``None`` instead of metrics where a loss or gradient was not finite on any rank."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = self._lr(self.step)
+        running = [buffer.clone() for buffer in self.model.buffers()]  # batch-norm statistics before a possible NaN
+        self.optimizer.zero_grad(set_to_none=True)
+        metrics: dict[str, float] = {}
+        finite = True
+        for index, batch in enumerate(drawn):
+            last = index == len(drawn) - 1
+            with nullcontext() if last or self.world.size == 1 else model.no_sync():  # type: ignore[operator]
+                with self._autocast():
+                    loss, named = self.task.loss(model, _to_device(batch, self.world.device))
+                self.scaler.scale(loss / len(drawn)).backward()
+            finite = finite and bool(torch.isfinite(loss.detach()))
+            for name, value in {"loss": loss.detach(), **named}.items():
+                metrics[name] = metrics.get(name, 0.0) + float(value) / len(drawn)
+        self.scaler.unscale_(self.optimizer)
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.config.grad_clip or math.inf)
+        # Under fp16 an overflowing gradient is the scaler's own affair: it skips the step and lowers its scale.
+        finite = finite and (self.scaler.is_enabled() or bool(torch.isfinite(norm)))
+        keys = [str(key) for batch in drawn for key in batch["keys"]]
+        if self.world.highest(int(not finite)):
+            with torch.no_grad():
+                for buffer, before in zip(self.model.buffers(), running, strict=True):
+                    buffer.copy_(before)
+            self.optimizer.zero_grad(set_to_none=True)
+            self.scaler.update()
+            return None, keys if not finite else []
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        metrics["grad_norm"] = float(norm)
+        return metrics, keys
+
+    def _report_bad_step(self, log: RunLog, keys: list[str], in_row: int) -> None:
+        self.skipped += 1
+        named = ", ".join(keys) or "another rank's"
+        log.message(f"step {self.step}: loss or gradient not finite, skipped; batch: {named}", logging.WARNING)
+        if in_row >= self.config.max_bad_steps:
+            newest = list_checkpoints(self.folder)
+            kept = f"the last finite checkpoint is {newest[-1]}" if newest else "no checkpoint was due before that"
+            raise TrainingError(
+                str(self.exp_dir),
+                f"{in_row} steps in a row had a loss or gradient that is not finite; {kept}",
+                "lower optim.lr, set trainer.grad_clip, or check the utterances named in train.log",
+            )
+
+    def _validate_and_save(self, log: RunLog, at_end: bool) -> None:
+        validating = at_end or (self.config.valid_every > 0 and self.step % self.config.valid_every == 0)
+        saving = validating or (self.config.save_every > 0 and self.step % self.config.save_every == 0)
+        if not saving:
+            return
+        with self.world.together():  # the main rank works, the others wait
+            if self.world.is_main:
+                metrics = self._validate() if validating else {}
+                if metrics:
+                    self.metrics = metrics
+                    log.numbers(self.step, metrics, "valid")
+                self._save(validated=bool(metrics))
+
+    def _validate(self) -> dict[str, float]:
+        """Loss and metrics averaged over the validation batches, and the task's own evaluation."""
+        self.model.eval()
+        totals: dict[str, float] = {}
+        count = 0
+        with torch.no_grad():
+            for batch in self.task.valid_batches():
+                with self._autocast():
+                    loss, named = self.task.loss(self.model, _to_device(batch, self.world.device))
+                weight = len(batch["keys"])
+                count += weight
+                for name, value in {"loss": loss, **named}.items():
+                    totals[name] = totals.get(name, 0.0) + weight * float(value)
+            metrics = {f"valid_{name}": total / count for name, total in totals.items()}
+            metrics.update(self.task.evaluate(self.model))
+        self.model.train()
+        return metrics
+
+    def _save(self, validated: bool) -> None:
+        broken = [name for name, tensor in self.model.state_dict().items() if not torch.isfinite(tensor).all()]
+        if broken:
+            raise TrainingError(str(self.exp_dir), f"{broken[0]} is not finite; nothing was saved", "lower optim.lr")
+        value = self.metrics.get(self.config.best_metric, math.nan)
+        improved = validated and value < self.best  # never for NaN, where the metric is missing
+        if improved:
+            self.best = value
+        path = checkpoint_path(self.folder, self.step)
+        save_checkpoint(
+            path,
+            {
+                "step": self.step,
+                "model": self.model.state_dict(),
+                "optimizer": self.optimizer.state_dict(),
+                "scaler": self.scaler.state_dict(),
+                "task": self.task.state_dict(),
+                "fingerprint": self.task.fingerprint(),
+                "best": self.best,
+                "metrics": self.metrics,
+                "skipped": self.skipped,
+            },
+        )
+        if improved:
+            keep_best(self.folder, path)
+        prune(self.folder, max(self.config.keep_last, self.config.average))
+
+    def _wrapped(self) -> nn.Module:
+        self.model.train()
+        model: nn.Module = torch.compile(self.model) if self.config.compile else self.model  # type: ignore[assignment]
+        if self.world.size == 1:
+            return model
+        devices = [self.world.device] if self.world.device.type == "cuda" else None
+        return DistributedDataParallel(model, device_ids=devices)
+
+    def _autocast(self) -> Any:
+        dtypes = {"bf16": torch.bfloat16, "fp16": torch.float16}
+        if self.config.precision == "fp32":
+            return nullcontext()
+        return torch.autocast(self.world.device.type, dtype=dtypes[self.config.precision])
+
+    def _lr(self, step: int) -> float:
+        final = self.schedule.final_lr * self.lr_scale
+        return learning_rate(step, self.config.steps, self.peak_lr, final, self.schedule)
+
+    def _seed_step(self, step: int, shared: bool = False) -> None:
+        """Draw everything random of a step from (seed, step, rank); ``shared`` gives all ranks the same numbers."""
+        rank = 0 if shared else self.world.rank
+        torch.manual_seed(int(np.random.SeedSequence([self.seed, step + 1, rank]).generate_state(1, np.uint64)[0]))
+
+    @contextmanager
+    def _signals(self) -> Iterator[None]:
+        """Turn the first SIGINT or SIGTERM into a stop after the current step, with a checkpoint."""
+
+        def ask(number: int, frame: Any) -> None:
+            self._stop_asked = True
+            signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+
+        try:
+            before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+        except ValueError:  # not the main thread: signals are somebody else's
+            yield
+            return
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+def _brief(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def _build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    groups: list[dict[str, Any]] = [{"params": parameters}]
+    if not config.decay_norms:
+        groups = [
+            {"params": [parameter for parameter in parameters if parameter.ndim > 1]},
+            {"params": [parameter for parameter in parameters if parameter.ndim <= 1], "weight_decay": 0.0},
+        ]
+    if config.name == "sgd":
+        return torch.optim.SGD(
+            groups, config.lr, config.momentum, weight_decay=config.weight_decay, nesterov=config.momentum > 0
+        )
+    adam = torch.optim.Adam if config.name == "adam" else torch.optim.AdamW
+    return adam(groups, config.lr, config.betas, weight_decay=config.weight_decay)
+
+
+def _to_device(batch: Batch, device: torch.device) -> Batch:
+    return {
+        name: value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
+        for name, value in batch.items()
+    }
