@@ -21,6 +21,7 @@ Channel = int | Literal["mix"]
 
 MIN_RATE, MAX_RATE = 4_000, 384_000  # Hz
 SILENCE_DBFS = -70.0  # loudest 25 ms below this: nothing is there to embed
+HEADER_BYTES = 4096  # where a RIFF file's chunks before its samples are looked for
 CONTAINER_SUFFIXES = {".m4a", ".mp4", ".aac", ".webm", ".wma", ".mka", ".mkv", ".mov"}
 
 
@@ -113,6 +114,7 @@ def audio_info(source: str | os.PathLike[str] | bytes) -> AudioInfo:
         decoded = _decode_container(source, name, "mix")
         return AudioInfo(decoded.rate, 1, len(decoded.samples))
     with _open(source, name) as sound:
+        _refuse_lying_header(source, sound, name)
         return AudioInfo(_checked_rate(sound.samplerate, name), sound.channels, sound.frames)
 
 
@@ -140,8 +142,10 @@ def require_signal(audio: Audio, name: str) -> None:
         )
 
 
-def is_container(source: Any) -> TypeGuard[str | os.PathLike[str]]:
-    """Whether ``source`` is a path that PyAV decodes, always as a whole."""
+def is_container(source: Any) -> TypeGuard[str | os.PathLike[str] | bytes]:
+    """Whether ``source`` is a path or are bytes that PyAV decodes, always as a whole."""
+    if isinstance(source, bytes):
+        return source[4:8] == b"ftyp" or source[:4] == b"\x1a\x45\xdf\xa3"  # MP4 family, Matroska family
     return isinstance(source, (str, os.PathLike)) and Path(source).suffix.lower() in CONTAINER_SUFFIXES
 
 
@@ -240,10 +244,10 @@ def _refuse_lying_header(source: Any, sound: soundfile.SoundFile, name: str) -> 
     if sound.format not in ("WAV", "WAVEX") or not isinstance(source, (str, os.PathLike, bytes)):
         return
     if isinstance(source, bytes):
-        head, size = source[:65536], len(source)
+        head, size = source[:HEADER_BYTES], len(source)
     else:
         with open(source, "rb") as stream:
-            head = stream.read(65536)
+            head = stream.read(HEADER_BYTES)
         size = os.path.getsize(source)
     if head[:4] != b"RIFF":
         return
@@ -262,16 +266,16 @@ def _refuse_lying_header(source: Any, sound: soundfile.SoundFile, name: str) -> 
         position += 8 + length + (length & 1)
 
 
-def _decode_container(source: str | os.PathLike[str], name: str, channel: Channel) -> Audio:
+def _decode_container(source: str | os.PathLike[str] | bytes, name: str, channel: Channel) -> Audio:
     """Decode m4a, mp4, webm and the like through PyAV."""
-    if not Path(source).exists():
+    if not isinstance(source, bytes) and not Path(source).is_file():
         raise AudioError(name, "no such file", "check the path")
     try:
         import av
     except ImportError:
-        raise MissingExtraError(f"{name}: reading {Path(source).suffix}", "formats") from None
+        raise MissingExtraError(f"{name}: reading m4a, mp4 or webm", "formats") from None
     try:
-        with av.open(os.fspath(source)) as container:
+        with av.open(io.BytesIO(source) if isinstance(source, bytes) else os.fspath(source)) as container:
             if not container.streams.audio:
                 raise AudioError(name, "holds no audio stream", "check the file")
             rate = int(container.streams.audio[0].codec_context.sample_rate)

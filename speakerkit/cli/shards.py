@@ -16,12 +16,23 @@ AllowPipes = Annotated[bool, typer.Option("--allow-pipes", help="Run entries of 
 def raw(
     data_dir: Annotated[Path, typer.Argument(help="Kaldi directory with wav.scp and utt2spk.")],
     out_list: Annotated[Path, typer.Argument(help="raw.list to write: one JSON object a line.")],
+    vad: Annotated[Path | None, typer.Option(help="Speech to keep: lines `segment utterance start end`.")] = None,
     allow_pipes: AllowPipes = False,
 ) -> None:
     """List recordings one by one (raw.list)."""
-    from speakerkit.data.lists import read_data_dir, write_utterance_list
+    from dataclasses import replace
+
+    from speakerkit.data.lists import read_data_dir, read_vad, write_utterance_list
+    from speakerkit.errors import DataError
 
     utterances = read_data_dir(data_dir, allow_pipes)
+    if vad is not None:
+        speech = read_vad(vad)
+        utterances = [
+            replace(utterance, vad=speech[utterance.key]) for utterance in utterances if utterance.key in speech
+        ]
+        if not utterances:
+            raise DataError(vad, f"names no utterance of {data_dir}", "check the two belong together")
     write_utterance_list(out_list, utterances)
     typer.echo(f"{len(utterances)} recordings", err=True)
     typer.echo(out_list)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -58,7 +59,7 @@ def read_table(path: str | Path) -> dict[str, str]:
     for number, line in enumerate(read_lines(path), start=1):
         parts = line.split(maxsplit=1)
         if len(parts) != 2:
-            raise DataError(path, f"line {number} has one column: {line!r}", "each line is a key and a value")
+            raise DataError(path, f"line {number} has one column: {line[:200]!r}", "each line is a key and a value")
         if parts[0] in table:
             raise DataError(path, f"key {parts[0]!r} comes twice (line {number})", "keys must be unique")
         table[parts[0]] = parts[1]
@@ -119,6 +120,30 @@ def read_data_dir(folder: str | Path, allow_pipes: bool = False) -> list[Utteran
         if extra:
             raise DataError(folder / name, f"lacks {len(extra)} keys, {min(extra)!r} first", "run `data check`")
     return [Utterance(key, speakers[key], wavs[key]) for key in sorted(wavs)]
+
+
+def read_vad(path: str | Path) -> dict[str, tuple[tuple[float, float], ...]]:
+    """Speech segments of a Kaldi ``segments`` or ``vad`` file, lines ``segment utterance start end`` in seconds.
+
+    Returns:
+        utterance id to its segments, in order of time.
+
+    Raises:
+        DataError: a line of another form, or a segment that ends before it starts.
+    """
+    segments: dict[str, list[tuple[float, float]]] = {}
+    for number, line in enumerate(read_lines(path), start=1):
+        try:
+            _, utterance, start, end = line.split()
+            span = float(start), float(end)
+        except ValueError:
+            raise DataError(
+                path, f"line {number} is no segment: {line[:200]!r}", "segment utterance start end"
+            ) from None
+        if not 0 <= span[0] < span[1] < math.inf:
+            raise DataError(path, f"line {number}: the segment ends before it starts", "times are start, end in s")
+        segments.setdefault(utterance, []).append(span)
+    return {utterance: tuple(sorted(spans)) for utterance, spans in segments.items()}
 
 
 def write_data_dir(

@@ -43,7 +43,7 @@ class Head(nn.Module):
 
     def cosine(self, embedding: Tensor) -> Tensor:
         """Cosines of embeddings and class weights without margin, (B, D) to (B, C)."""
-        pass
+        embedding = _float32(embedding)
         with torch.autocast(embedding.device.type, enabled=False):
             return F.linear(F.normalize(embedding), F.normalize(self.weight.to(embedding.dtype)))
 

@@ -26,23 +26,25 @@ class RunLog:
         self.start, self.steps = start, steps
         self.began = time.monotonic()
         self._writer: Any = None
-        self._file: logging.Handler | None = None
+        self._handlers: list[logging.Handler] = []
         self._bar = tqdm(
             total=steps, initial=start, unit="step", disable=not (enabled and sys.stderr.isatty()), leave=False
         )
         if enabled:
             exp_dir.mkdir(parents=True, exist_ok=True)
-            self._file = logging.FileHandler(exp_dir / "train.log", encoding="utf-8")
-            self._file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-            logger.addHandler(self._file)
+            file = logging.FileHandler(exp_dir / "train.log", encoding="utf-8")
+            file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+            self._handlers = [file, _AboveBar()]
+            for handler in self._handlers:
+                logger.addHandler(handler)
             logger.setLevel(logging.INFO)
+            logger.propagate = False
             self._writer = _tensorboard(exp_dir / "tensorboard")
 
     def message(self, text: str, level: int = logging.INFO) -> None:
         """One line to the log file and to stderr."""
         if self.enabled:
             logger.log(level, text)
-            self._bar.write(text, file=sys.stderr)
 
     def step(self, step: int) -> None:
         """Count one step on the bar."""
@@ -65,9 +67,16 @@ class RunLog:
         self._bar.close()
         if self._writer is not None:
             self._writer.close()
-        if self._file is not None:
-            logger.removeHandler(self._file)
-            self._file.close()
+        for handler in self._handlers:
+            logger.removeHandler(handler)
+            handler.close()
+
+
+class _AboveBar(logging.Handler):
+    """Messages to stderr, above the bar where there is one."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        tqdm.write(self.format(record), file=sys.stderr)
 
 
 def _tensorboard(folder: Path) -> Any:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from speakerkit.embedding.campplus import SEGMENT, ContextAwareMask, segment_means
-from speakerkit.embedding.ecapa_tdnn import Res2ConvReluBn
+from speakerkit.embedding.ecapa_tdnn import ConvReluBn, Res2ConvReluBn
 from speakerkit.embedding.registry import BACKBONES, Backbone, backbone_names, build_backbone, register_backbone
 from speakerkit.errors import ConfigError
 from speakerkit.nn.pooling import POOLINGS, frame_rows
@@ -267,6 +267,13 @@ def test_mel_count_need_not_be_a_multiple_of_eight(name):
     backbone = build_backbone(name, **{**small_args(name), "feat_dim": 21}).eval()
     with torch.no_grad():
         assert backbone(torch.randn(2, 30, 21)).shape == (2, EMBED_DIM)
+
+
+def test_ecapa_normalises_after_the_relu():
+    layer = ConvReluBn(3, 4).train()
+    with torch.no_grad():
+        out = layer(torch.randn(5, 3, 50))
+    assert torch.allclose(out.mean((0, 2)), torch.zeros(4), atol=1e-5)
 
 
 def test_res2_convolution_passes_its_last_split_through():
