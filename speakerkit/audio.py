@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import stat
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Literal, TypeGuard
@@ -21,6 +22,11 @@ Channel = int | Literal["mix"]
 
 MIN_RATE, MAX_RATE = 4_000, 384_000  # Hz
 SILENCE_DBFS = -70.0  # loudest 25 ms below this: nothing is there to embed
+BLOCK_FRAMES = 1 << 20  # decoded at once: a header that declares terabytes costs no more memory than the file has sound
+UNKNOWN_FRAMES = 1 << 62  # libsndfile's length of a stream that does not declare one lies above
+# What programs that write into a pipe leave as the length of a RIFF file's data: unknown, not a lie.
+STREAMED_LENGTHS = {0, 0x7FFF_F000, 0xFFFF_FFFF}
+CONTAINER_SLACK = 0.25  # seconds that a container may declare beyond what decodes: encoders' priming and padding
 HEADER_BYTES = 4096  # where a RIFF file's chunks before its samples are looked for
 CONTAINER_SUFFIXES = {".m4a", ".mp4", ".aac", ".webm", ".wma", ".mka", ".mkv", ".mov"}
 
@@ -104,7 +110,7 @@ def load_audio(
 
 
 def audio_info(source: str | os.PathLike[str] | bytes) -> AudioInfo:
-    """Rate, channels and length that the header declares, without decoding.
+    """Rate, channels and length that the header declares; decoded only where it declares no length.
 
     Raises:
         AudioError: as :func:`load_audio`.
@@ -115,7 +121,9 @@ def audio_info(source: str | os.PathLike[str] | bytes) -> AudioInfo:
         return AudioInfo(decoded.rate, 1, len(decoded.samples))
     with _open(source, name) as sound:
         _refuse_lying_header(source, sound, name)
-        return AudioInfo(_checked_rate(sound.samplerate, name), sound.channels, sound.frames)
+        rate = _checked_rate(sound.samplerate, name)
+        frames = len(_read(sound, None, 0, name)) if sound.frames >= UNKNOWN_FRAMES else sound.frames
+        return AudioInfo(rate, sound.channels, frames)
 
 
 def resample(samples: Samples, rate: float, target: float) -> Samples:
@@ -166,6 +174,8 @@ def _checked_rate(rate: int, name: str) -> int:
 def _as_float(array: npt.NDArray[Any], name: str) -> npt.NDArray[np.float32]:
     if array.ndim not in (1, 2):
         raise AudioError(name, f"has {array.ndim} dimensions", "give (samples,) or (channels, samples)")
+    if array.ndim == 2 and array.shape[0] > array.shape[1] > 0:
+        raise AudioError(name, f"has {array.shape[0]} channels of {array.shape[1]} samples", "transpose it")
     if array.dtype == np.int16:
         return array.astype(np.float32) / 32768.0
     if not np.issubdtype(array.dtype, np.floating):
@@ -186,15 +196,24 @@ def _pick_channel(samples: npt.NDArray[np.float32], channel: Channel, name: str)
     return samples[channel]
 
 
+def _refuse_bad_path(source: Any, name: str) -> None:
+    """Raise AudioError for a path at which there is no file with anything in it."""
+    if not isinstance(source, (str, os.PathLike)):
+        return
+    try:
+        status = os.stat(source)
+    except (FileNotFoundError, NotADirectoryError):
+        raise AudioError(name, "no such file", "check the path") from None
+    except (OSError, ValueError) as error:  # no permission, too long a name, links in a circle, a null byte
+        raise AudioError(name, f"cannot be opened ({_reason(error)})", "check the path and its permissions") from None
+    if stat.S_ISDIR(status.st_mode):
+        raise AudioError(name, "is a directory", "name a file, or list many with --scp")
+    if status.st_size == 0:
+        raise AudioError(name, "is an empty file", "copy or record it again")
+
+
 def _open(source: Any, name: str) -> soundfile.SoundFile:
-    if isinstance(source, (str, os.PathLike)):
-        path = Path(source)
-        if path.is_dir():
-            raise AudioError(name, "is a directory", "name a file, or list many with --scp")
-        if not path.exists():
-            raise AudioError(name, "no such file", "check the path")
-        if path.stat().st_size == 0:
-            raise AudioError(name, "is an empty file", "copy or record it again")
+    _refuse_bad_path(source, name)
     try:
         return soundfile.SoundFile(io.BytesIO(source) if isinstance(source, bytes) else source)
     except (soundfile.LibsndfileError, OSError, TypeError, ValueError) as error:
@@ -206,7 +225,7 @@ def _open(source: Any, name: str) -> soundfile.SoundFile:
 
 
 def _reason(error: Exception) -> str:
-    text = str(getattr(error, "error_string", "") or error)
+    text = str(getattr(error, "error_string", "") or getattr(error, "strerror", "") or error)
     return text.strip().rstrip(".")
 
 
@@ -218,25 +237,42 @@ def _decode(source: Any, name: str, channel: Channel, start: float, duration: fl
         return Audio(whole.samples[first:stop], whole.rate)
     with _open(source, name) as sound:
         rate = _checked_rate(sound.samplerate, name)
-        first = round(start * rate)
-        wanted = sound.frames - first if duration is None else min(round(duration * rate), sound.frames - first)
-        if wanted <= 0 and sound.frames > 0:
-            raise AudioError(name, f"ends at {sound.frames / rate:.2f} s, before {start:.2f} s", "check the times")
         if duration is None:
             _refuse_lying_header(source, sound, name)
+        first = round(start * rate)
+        declared = None if sound.frames >= UNKNOWN_FRAMES else sound.frames - first
+        if declared is not None and declared <= 0 < sound.frames:
+            raise AudioError(name, f"ends at {sound.frames / rate:.2f} s, before {start:.2f} s", "check the times")
+        wanted = declared if duration is None else min(round(duration * rate), declared or UNKNOWN_FRAMES)
         try:
             if first:
                 sound.seek(first)
-            samples = sound.read(wanted, dtype="float32", always_2d=True)  # (samples, channels)
+            samples = _read(sound, wanted, channel, name)
         except (soundfile.LibsndfileError, OSError, RuntimeError) as error:
             raise AudioError(name, f"is damaged ({_reason(error)})", "copy or record it again") from None
-        if len(samples) < wanted:
-            raise AudioError(
-                name,
-                f"is truncated: {len(samples)} of {wanted} declared samples decode",
-                "copy it again from its source, or cut it with sox or ffmpeg",
-            )
-    return Audio(_pick_channel(samples.T, channel, name), rate)
+    if declared is not None and wanted is not None and len(samples) < wanted:
+        raise AudioError(
+            name,
+            f"is truncated: {len(samples)} of {wanted} declared samples decode",
+            "copy it again from its source, or cut it with sox or ffmpeg",
+        )
+    return Audio(samples, rate)
+
+
+def _read(sound: soundfile.SoundFile, wanted: int | None, channel: Channel, name: str) -> Samples:
+    """The next ``wanted`` samples of a channel or the mix, fewer where the file ends; all for ``None``."""
+    blocks: list[Samples] = []
+    count = 0
+    while wanted is None or count < wanted:
+        size = BLOCK_FRAMES if wanted is None else min(BLOCK_FRAMES, wanted - count)
+        block = sound.read(size, dtype="float32", always_2d=True)  # (samples, channels)
+        if not len(block):
+            break
+        blocks.append(np.ascontiguousarray(_pick_channel(block.T, channel, name)))
+        count += len(block)
+    if len(blocks) == 1:
+        return blocks[0]
+    return np.concatenate(blocks) if blocks else np.empty(0, dtype=np.float32)
 
 
 def _refuse_lying_header(source: Any, sound: soundfile.SoundFile, name: str) -> None:
@@ -255,8 +291,7 @@ def _refuse_lying_header(source: Any, sound: soundfile.SoundFile, name: str) -> 
     while position + 8 <= len(head):
         length = int.from_bytes(head[position + 4 : position + 8], "little")
         if head[position : position + 4] == b"data":
-            # 0 and 0xFFFFFFFF are what streaming writers leave there: unknown, not a lie.
-            if length not in (0, 0xFFFFFFFF) and position + 8 + length > size:
+            if length not in STREAMED_LENGTHS and position + 8 + length > size:
                 raise AudioError(
                     name,
                     f"is truncated: its header declares {length} bytes of samples, {size - position - 8} are there",
@@ -268,8 +303,7 @@ def _refuse_lying_header(source: Any, sound: soundfile.SoundFile, name: str) -> 
 
 def _decode_container(source: str | os.PathLike[str] | bytes, name: str, channel: Channel) -> Audio:
     """Decode m4a, mp4, webm and the like through PyAV."""
-    if not isinstance(source, bytes) and not Path(source).is_file():
-        raise AudioError(name, "no such file", "check the path")
+    _refuse_bad_path(source, name)
     try:
         import av
     except ImportError:
@@ -278,15 +312,24 @@ def _decode_container(source: str | os.PathLike[str] | bytes, name: str, channel
         with av.open(io.BytesIO(source) if isinstance(source, bytes) else os.fspath(source)) as container:
             if not container.streams.audio:
                 raise AudioError(name, "holds no audio stream", "check the file")
-            rate = int(container.streams.audio[0].codec_context.sample_rate)
+            stream = container.streams.audio[0]
+            rate = _checked_rate(int(stream.codec_context.sample_rate), name)
+            declared = float(stream.duration * stream.time_base) if stream.duration and stream.time_base else 0.0
             resampler = av.AudioResampler(format="fltp", rate=rate)
             blocks = [
-                block.to_ndarray()  # (channels, samples)
-                for frame in container.decode(audio=0)
+                _pick_channel(block.to_ndarray(), channel, name)  # (channels, samples) to (samples,)
+                for frame in container.decode(stream)
                 for block in resampler.resample(frame)
             ]
     except (av.FFmpegError, ValueError, OSError) as error:
-        raise AudioError(name, f"cannot be decoded ({error})", "convert it to flac with ffmpeg") from None
+        raise AudioError(name, f"cannot be decoded ({_reason(error)})", "convert it to flac with ffmpeg") from None
     if not blocks:
         raise AudioError(name, "holds no samples", "record it again or leave it out")
-    return Audio(_pick_channel(np.concatenate(blocks, axis=1), channel, name), _checked_rate(rate, name))
+    audio = Audio(np.concatenate(blocks), rate)
+    if audio.seconds < declared - CONTAINER_SLACK:
+        raise AudioError(
+            name,
+            f"is truncated: {audio.seconds:.2f} of {declared:.2f} declared seconds decode",
+            "copy it again from its source",
+        )
+    return audio

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
+import reprlib
 import types
 import typing
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_origin
 
@@ -17,6 +19,8 @@ from speakerkit.files import atomic_open
 
 T = TypeVar("T")
 
+MAX_NODES = 100_000  # values in one configuration, each alias counted as often as it stands there
+
 
 @dataclasses.dataclass(frozen=True)
 class NamedConfig:
@@ -26,24 +30,53 @@ class NamedConfig:
     args: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
+class _Loader(yaml.SafeLoader):
+    """Builds plain values only, and refuses a key that stands twice in one mapping."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        """As the base class, which lets the last of two equal keys win."""
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
+                if key.value in seen:
+                    raise yaml.constructor.ConstructorError(None, None, f"key {key.value!r} twice", key.start_mark)
+                seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
 def read_yaml(path: str | Path) -> dict[str, Any]:
     """A YAML mapping, read without building objects.
 
     Raises:
-        ConfigError: missing, not YAML, or not a mapping.
+        ConfigError: missing, not YAML, not a mapping, a key twice, or too large (which aliases can hide).
     """
     try:
         with open(path, encoding="utf-8") as stream:
-            value = yaml.safe_load(stream)
+            value = yaml.load(stream, _Loader)  # noqa: S506 - a safe loader
     except FileNotFoundError:
         raise ConfigError(path, "no such file", "check the path") from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(path, f"cannot be read ({error})", "configurations are UTF-8 YAML files") from None
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, OverflowError) as error:  # the latter two: a date or number that is none
         raise ConfigError(path, f"is not plain YAML ({error})", "correct the line it names") from None
+    except RecursionError:
+        raise ConfigError(path, "is nested too deeply", "configurations have a few levels") from None
     if not isinstance(value, dict):
         raise ConfigError(path, "is not a YAML mapping", "its top level is `key: value` lines")
+    _refuse_endless(path, value)
     return value
+
+
+def _refuse_endless(path: str | Path, value: Any) -> None:
+    """Raise where aliases make a value that holds itself, or that is far larger than its file."""
+    waiting, count = [value], 0
+    while waiting:
+        item = waiting.pop()
+        children = list(item.values()) if isinstance(item, dict) else item if isinstance(item, list) else []
+        count += len(children)
+        if count > MAX_NODES:
+            raise ConfigError(path, f"holds more than {MAX_NODES} values", "look for aliases (*name) that multiply")
+        waiting.extend(children)
 
 
 def write_yaml(path: str | Path, value: dict[str, Any]) -> None:
@@ -70,8 +103,9 @@ def apply_overrides(values: dict[str, Any], overrides: Sequence[str]) -> dict[st
             if not isinstance(target, dict):
                 raise ConfigError(f"--set {override}", f"{parent!r} has no keys of its own", "check the path")
         try:
-            target[last] = yaml.safe_load(text)
-        except yaml.YAMLError as error:
+            target[last] = yaml.load(text, _Loader)  # noqa: S506 - a safe loader
+            _refuse_endless(f"--set {override}", target[last])
+        except (yaml.YAMLError, ValueError, OverflowError, RecursionError) as error:
             raise ConfigError(f"--set {override}", f"the value is not YAML ({error})", "quote it") from None
     return result
 
@@ -80,6 +114,19 @@ def _copy(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _copy(item) for key, item in value.items()}
     return [_copy(item) for item in value] if isinstance(value, list) else value
+
+
+def read_config(cls: type[T], path: str | Path, overrides: Sequence[str] = ()) -> T:
+    """The dataclass ``cls`` from a YAML file and dotted overrides; errors name the file.
+
+    Raises:
+        ConfigError: as :func:`read_yaml`, :func:`apply_overrides` and :func:`parse`.
+    """
+    values = apply_overrides(read_yaml(path), overrides)
+    try:
+        return parse(cls, values)
+    except ConfigError as error:
+        raise ConfigError(path, f"{error.subject} {error.fault}", error.remedy) from None
 
 
 def parse(cls: type[T], values: Any, where: str = "") -> T:
@@ -94,7 +141,7 @@ def parse(cls: type[T], values: Any, where: str = "") -> T:
         ConfigError: an unknown key (with the nearest known one), a missing one, or a value of the wrong kind.
     """
     if not isinstance(values, dict):
-        raise ConfigError(where or "configuration", f"must be a mapping, not {values!r}", "write `key: value` lines")
+        raise ConfigError(where or "configuration", f"must be a mapping, not {reprlib.repr(values)}", "write `key: value` lines")
     fields = {field.name: field for field in dataclasses.fields(cls) if field.init}  # type: ignore[arg-type]
     for key in values:
         if key not in fields:
@@ -127,7 +174,7 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
     if origin is typing.Literal:
         if value in arguments:
             return value
-        raise ConfigError(where, f"is {value!r}", f"choose from {', '.join(map(str, arguments))}")
+        raise ConfigError(where, f"is {reprlib.repr(value)}", f"choose from {', '.join(map(str, arguments))}")
     if origin in (list, tuple) and isinstance(value, (list, tuple)):
         if origin is tuple and arguments[-1] is not Ellipsis:
             if len(value) != len(arguments):
@@ -139,12 +186,14 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
         return {key: _convert(kind, item, _join(where, key)) for key, item in value.items()}
     if hint is float and not isinstance(value, bool):
         try:
-            return float(value)
-        except (TypeError, ValueError):
-            pass
+            number = float(value)
+        except (TypeError, ValueError, OverflowError):
+            number = math.nan
+        if math.isfinite(number):
+            return number
     if isinstance(hint, type) and isinstance(value, hint) and not (hint is int and isinstance(value, bool)):
         return value
-    raise ConfigError(where, f"is {value!r}", f"a value of type {getattr(hint, '__name__', hint)} is expected")
+    raise ConfigError(where, f"is {reprlib.repr(value)}", f"a value of type {getattr(hint, '__name__', hint)} is expected")
 
 
 def to_dict(config: Any) -> dict[str, Any]:

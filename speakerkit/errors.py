@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import re
+import unicodedata
 from pathlib import Path
+
+LONGEST_MESSAGE = 2000  # characters
 
 
 class SpeakerKitError(Exception):
@@ -24,8 +28,18 @@ class SpeakerKitError(Exception):
 
     def __str__(self) -> str:
         head = f"{self.subject}: {self.fault}" if self.subject else self.fault
-        text = f"{head}; {self.remedy}" if self.remedy else head
-        return " ".join(text.split())
+        return one_line(f"{head}; {self.remedy}" if self.remedy else head)
+
+
+def one_line(text: str) -> str:
+    """``text`` on one printable line: a file's name can hold line breaks, terminal commands and bytes that are no text."""
+    joined = re.sub(r"\s*[\r\n]+\s*", " ", text.strip())
+    if len(joined) > LONGEST_MESSAGE:
+        joined = f"{joined[:LONGEST_MESSAGE]} ..."
+    return "".join(
+        c if c.isprintable() or unicodedata.category(c) == "Zs" else c.encode("unicode_escape").decode("ascii")
+        for c in joined
+    )
 
 
 class AudioError(SpeakerKitError):

@@ -139,7 +139,7 @@ def check_data_dir(
     Args:
         folder: the data directory.
         sample_rate: the rate in Hz that every file must have; ``None`` only warns where rates differ.
-        decode: decode every file, which also finds truncated, damaged, non-finite and silent audio.
+        decode: decode every file, which also finds damage behind the header, non-finite samples and silence.
         trials: a trial list; ``None`` takes ``trials`` of the folder where there is one.
         noise: a directory of noises or room responses (``wav.scp``, ``utt2type``) to check as well. The type of an
             entry is that in ``utt2type``, or else the first part of its key (``music/x.wav``).

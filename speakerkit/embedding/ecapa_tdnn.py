@@ -14,7 +14,7 @@ from speakerkit.errors import ConfigError
 from speakerkit.nn.pooling import POOLINGS, Pooling
 
 SCALE = 8  # s, splits of a Res2 convolution
-JOINED = 1536  # channels before the pooling, for any C
+JOINED = 1536  # channels before the pooling in the paper, for any C
 
 
 class ConvReluBn(nn.Module):
@@ -90,6 +90,7 @@ class ECAPA_TDNN(Backbone):
         pooling_func: a name in ``POOLINGS``.
         global_context_att: the attention sees the utterance's statistics (ASTP only), as in the paper.
         emb_bn: batch normalisation of the embedding.
+        joined: channels before the pooling.
     """
 
     def __init__(
@@ -100,6 +101,7 @@ class ECAPA_TDNN(Backbone):
         pooling_func: str = "ASTP",
         global_context_att: bool = False,
         emb_bn: bool = False,
+        joined: int = JOINED,
     ) -> None:
         super().__init__()
         if channels % SCALE:
@@ -112,8 +114,8 @@ class ECAPA_TDNN(Backbone):
         self.layer2 = SERes2Block(channels, dilation=2)
         self.layer3 = SERes2Block(channels, dilation=3)
         self.layer4 = SERes2Block(channels, dilation=4)
-        self.conv = nn.Conv1d(3 * channels, JOINED, kernel_size=1)
-        self.pool = _pooling(pooling_func, global_context_att)
+        self.conv = nn.Conv1d(3 * channels, joined, kernel_size=1)
+        self.pool = _pooling(pooling_func, joined, global_context_att)
         self.bn = nn.BatchNorm1d(self.pool.out_dim)
         self.linear = nn.Linear(self.pool.out_dim, embed_dim)
         self.bn2 = nn.BatchNorm1d(embed_dim) if emb_bn else nn.Identity()
@@ -123,7 +125,7 @@ class ECAPA_TDNN(Backbone):
         return self.bn2(self.linear(pooled))  # (batch, embed_dim)
 
     def frame_features(self, feats: Tensor) -> Tensor:
-        """(B, T, feat_dim) to (B, T, 1536)."""
+        """(B, T, feat_dim) to (B, T, joined)."""
         return self._frames(feats).transpose(1, 2)
 
     def _frames(self, feats: Tensor) -> Tensor:
@@ -134,12 +136,12 @@ class ECAPA_TDNN(Backbone):
         return torch.relu(self.conv(torch.cat((out2, out3, out4), dim=1)))
 
 
-def _pooling(name: str, global_context_att: bool) -> Pooling:
+def _pooling(name: str, joined: int, global_context_att: bool) -> Pooling:
     if not global_context_att:
-        return POOLINGS[name](JOINED)  # type: ignore[call-arg]
+        return POOLINGS[name](joined)  # type: ignore[call-arg]
     if name != "ASTP":
         raise ConfigError(f"pooling {name!r}", "has no global context", "use 'ASTP', or an ECAPA_TDNN without GLOB")
-    return POOLINGS[name](JOINED, global_context_att=True)  # type: ignore[call-arg]
+    return POOLINGS[name](joined, global_context_att=True)  # type: ignore[call-arg]
 
 
 @register_backbone("ECAPA_TDNN_c512")

@@ -50,9 +50,12 @@ def faulty(clean: Path) -> Path:
     tone(wav / "quiet.wav", level=0.0)
     whole = tone(wav / "cut.wav", 1.0).read_bytes()
     (wav / "cut.wav").write_bytes(whole[: len(whole) // 2])
+    whole = tone(wav / "torn.flac", 4.0).read_bytes()
+    (wav / "torn.flac").write_bytes(whole[: len(whole) // 2])
     with open(clean / "wav.scp", "a") as stream:
         for name in ("text", "void", "none", "slow", "quiet", "cut", "gone"):
             stream.write(f"ana-{name} {wav / name}.wav\n")
+        stream.write(f"ana-torn {wav}/torn.flac\n")
         stream.write(f"ana-0 {wav / 'bo-0.wav'}\nana-pipe sox x.mp3 -t wav - |\nonecolumn\n")
         stream.write(f"nobody {wav / 'bo-0.wav'}\ncy-0 {wav / 'bo-1.wav'}\n")
     with open(clean / "utt2spk", "a") as stream:
@@ -88,7 +91,7 @@ def test_every_fault_is_named(faulty: Path) -> None:
         "command in scp": (1, ["ana-pipe"]),
         "missing audio": (2, ["wav.scp: ana-gone", "noise: music/gone"]),
         "empty audio": (2, ["ana-void", "ana-none"]),
-        "unreadable audio": (2, ["ana-text", "ana-cut"]),
+        "unreadable audio": (3, ["ana-text", "ana-cut", "ana-torn"]),
         "wrong rate": (1, ["slow.wav has 8000 Hz, not 16000"]),
         "trial without audio": (1, ["missing (in 1 trials)"]),
         "noise without type": (2, ["plain has none", "odd has the unknown type 'thunder'"]),
@@ -107,9 +110,10 @@ def test_every_fault_is_named(faulty: Path) -> None:
     assert set(found) <= set(KINDS)
 
 
-def test_headers_do_not_show_damage(faulty: Path) -> None:
+def test_only_decoding_shows_damage_behind_the_header(faulty: Path) -> None:
     found = rows(check_data_dir(faulty))
-    assert "ana-cut" not in found["unreadable audio"][1]
+    assert "ana-cut" in found["unreadable audio"][1]
+    assert "ana-torn" not in found["unreadable audio"][1]
     assert "silent audio" not in found
     assert found["mixed rates"][0] == 2
 

@@ -17,7 +17,8 @@ import json
 import os
 import sys
 
-SYNCHRONOUS, UTF8, RATE_PARAMETER = 2, 1, 1  # espeak-ng/speak_lib.h
+SYNCHRONOUS, UTF8, RATE_PARAMETER, VOLUME_PARAMETER = 2, 1, 1, 2  # espeak-ng/speak_lib.h
+VOLUME = 60  # percent; at 100 strong voices clip
 BEGINNING, BY_CHARACTER, TO_THE_END = 0, 1, 0
 
 
@@ -46,6 +47,7 @@ def main() -> None:
         if library.espeak_SetVoiceByName(voice.encode()) != 0:
             sys.exit(f"espeak-ng has no voice {voice}")
         library.espeak_SetParameter(RATE_PARAMETER, utterance["words_per_minute"], 0)
+        library.espeak_SetParameter(VOLUME_PARAMETER, VOLUME, 0)
         text = utterance["text"].encode() + b"\0"
         size = ctypes.c_size_t(len(text))
         library.espeak_ng_SetRandSeed(ctypes.c_long(number))  # the default is the time of day

@@ -1,0 +1,181 @@
+#!/usr/bin/env bash
+# Speaker embeddings from recordings to a scored and exported model. `run.sh --help` explains the options.
+set -euo pipefail
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+root=$(cd "$here/../.." && pwd)
+export PATH="$root/.venv/bin:$PATH"
+
+corpus=demo data="" config="" gpus=0 nj=2 stage="" stop_stage=6 workdir=$here
+set_args=()
+
+usage() {
+  cat <<'TEXT'
+usage: run.sh [options]
+  --corpus NAME    demo (generated, the default), mini (librispeech-mini), voxceleb
+  --data DIR       where the corpus lies; for mini $SPEAKERKIT_DATA or ../shared/data by default
+  --config FILE    experiment, conf/mini.yaml by default (conf/resnet34.yaml for voxceleb)
+  --set KEY=VALUE  override a value of the configuration; may be given several times
+  --stage N        begin at this stage, run before or not; without it finished stages are skipped
+  --stop-stage N   end after this stage
+  --gpus N         GPUs to train on, 0 for the CPU
+  --nj N           parallel jobs of preparation and extraction
+  --workdir DIR    where data/ and exp/ are made, this folder by default
+stages: 1 prepare  2 lists, shards, noise stores  3 train  4 average, extract  5 score  6 export, check
+TEXT
+}
+
+while [ $# -gt 0 ]; do
+  case $1 in
+    --corpus | --data | --config | --gpus | --nj | --stage | --stop-stage | --workdir)
+      [ $# -ge 2 ] || { echo "run.sh: $1 needs a value" >&2; exit 2; }
+      name=${1#--}
+      printf -v "${name//-/_}" %s "$2"
+      shift 2 ;;
+    --set)
+      [ $# -ge 2 ] || { echo "run.sh: --set needs a value" >&2; exit 2; }
+      set_args+=(--set "$2")
+      shift 2 ;;
+    -h | --help) usage; exit 0 ;;
+    *) echo "run.sh: unknown option $1; see run.sh --help" >&2; exit 2 ;;
+  esac
+done
+command -v speakerkit >/dev/null || { echo "run.sh: speakerkit is not installed; run 'make demo' in $root" >&2; exit 2; }
+
+case $corpus in
+  demo) label="demo corpus (synthetic voices)" ;;
+  mini)
+    label="librispeech-mini"
+    [ -n "$data" ] || data=${SPEAKERKIT_DATA:-$root/../shared/data} ;;
+  voxceleb)
+    label="VoxCeleb"
+    [ -n "$data" ] || { echo "run.sh: --corpus voxceleb needs --data DIR with voxceleb1, voxceleb2, musan, RIRS_NOISES" >&2; exit 2; } ;;
+  *) echo "run.sh: unknown corpus $corpus; choose demo, mini or voxceleb" >&2; exit 2 ;;
+esac
+[ -z "$data" ] || [ -d "$data" ] || { echo "run.sh: no such folder: $data" >&2; exit 2; }
+[ -z "$data" ] || data=$(cd "$data" && pwd)
+if [ -z "$config" ]; then
+  config=$here/conf/mini.yaml
+  [ "$corpus" != voxceleb ] || config=$here/conf/resnet34.yaml
+fi
+[ -f "$config" ] || { echo "run.sh: no such configuration: $config" >&2; exit 2; }
+
+set_name=$(basename "$config" .yaml)
+lists=$workdir/data/$corpus
+exp=$workdir/exp/$corpus-$set_name
+mkdir -p "$lists" "$exp"
+
+# A finished stage leaves a mark that holds what it depended on; another corpus, folder or configuration voids it.
+data_key="$corpus $data"
+train_key="$data_key $(sha256sum <"$config" | cut -c1-16) ${set_args[*]-}"
+run_stage() { # number, name, mark, key
+  local mark=$3/.stage$1.done
+  if [ "$1" -lt "${stage:-1}" ] || [ "$1" -gt "$stop_stage" ]; then return; fi
+  if [ -z "$stage" ] && [ -f "$mark" ] && [ "$(cat "$mark")" = "$4" ]; then
+    echo "stage $1 ($2): done before, skipped (--stage $1 runs it again)"
+    return
+  fi
+  echo "stage $1 ($2)"
+  rm -f "$mark"
+  current="$1 ($2)"
+  "stage_$1"
+  printf %s "$4" >"$mark"
+}
+trap 'status=$?; [ $status -eq 0 ] || [ -z "${current-}" ] || echo "run.sh: stage $current failed with status $status; the reason stands above. Mend it and go on with the same command and --stage ${current%% *}" >&2' EXIT
+
+stage_1() {
+  case $corpus in
+    demo) speakerkit data demo "$lists" --speakers 100 --seed 0 --workers "$nj" ;;
+    mini)
+      speakerkit data prepare librispeech "$data/librispeech-mini/train-clean-100" "$lists/train" --workers "$nj"
+      speakerkit data prepare librispeech "$data/librispeech-mini/test-other" "$lists/test" --trials all-pairs --workers "$nj"
+      [ ! -d "$data/noise" ] || speakerkit data prepare noise "$data/noise" "$lists/noise" --workers "$nj"
+      [ ! -d "$data/rir" ] || speakerkit data prepare rirs "$data/rir" "$lists/rir" --workers "$nj" ;;
+    voxceleb)
+      speakerkit data prepare voxceleb2 "$data/voxceleb2" "$lists/train" --workers "$nj"
+      speakerkit data prepare voxceleb1 "$data/voxceleb1" "$lists/test" --workers "$nj"
+      speakerkit data prepare musan "$data/musan" "$lists/noise" --workers "$nj"
+      speakerkit data prepare rirs "$data/RIRS_NOISES" "$lists/rir" --subset simulated --workers "$nj" ;;
+  esac
+}
+
+stage_2() {
+  speakerkit data check "$lists/train"
+  speakerkit data check "$lists/test"
+  speakerkit data holdout "$lists/train" "$lists"
+  local store
+  for store in noise rir; do
+    [ ! -d "$lists/$store" ] || speakerkit data lmdb "$lists/$store/wav.scp" "$lists/$store.lmdb"
+  done
+  if [ "$corpus" = voxceleb ]; then
+    speakerkit data shards "$lists/train.list" "$lists/shards" --workers "$nj"
+  fi
+  # The mean that scoring subtracts comes from at most about 5000 training utterances, evenly spread.
+  awk -v n="$(wc -l <"$lists/train/wav.scp")" 'BEGIN { k = int((n + 4999) / 5000) } NR % k == 0' \
+    "$lists/train/wav.scp" >"$lists/mean.scp"
+}
+
+stage_3() {
+  local args=(--set "exp_dir=$exp" --set "data.valid=$lists/valid.list")
+  if [ "$corpus" = voxceleb ]; then
+    args+=(--set data.format=shard --set "data.train=$lists/shards/shard.list")
+  else
+    args+=(--set "data.train=$lists/train.list" --set "data.valid_trials=$lists/valid.trials")
+  fi
+  local store
+  for store in noise rir; do
+    [ ! -d "$lists/$store.lmdb" ] || args+=(--set "data.$store=$lists/$store.lmdb")
+  done
+  [ "$gpus" -eq 0 ] && args+=(--set trainer.device=cpu) || args+=(--set trainer.device=cuda --nproc "$gpus")
+  [ ${#set_args[@]} -eq 0 ] || args+=("${set_args[@]}")
+  speakerkit train "$config" "${args[@]}"
+}
+
+stage_4() {
+  speakerkit average "$exp"
+  local device=cpu
+  [ "$gpus" -eq 0 ] || device=cuda
+  speakerkit embed --model "$exp/bundle" --scp "$lists/test/wav.scp" --out "$exp/embeddings/test.scp" \
+    --overwrite --threads "$nj" --device "$device"
+  speakerkit embed --model "$exp/bundle" --scp "$lists/mean.scp" --out "$exp/embeddings/train.scp" \
+    --overwrite --threads "$nj" --device "$device"
+}
+
+stage_5() {
+  local trials name scores=()
+  mkdir -p "$exp/scores"
+  for trials in "$lists/test/trials"*; do
+    name=$(basename "$trials")
+    speakerkit score cosine "$exp/embeddings/test.scp" "$trials" "$exp/scores/${name}_cosine"
+    speakerkit score cosine "$exp/embeddings/test.scp" "$trials" "$exp/scores/${name}_cosine_mean" \
+      --mean "$exp/embeddings/train.scp"
+    scores+=("$exp/scores/${name}_cosine" "$exp/scores/${name}_cosine_mean")
+  done
+  speakerkit metrics "${scores[@]}" --json --title-label "$label" --det "$exp/det.png" >"$exp/metrics.json"
+  python "$root/tools/results.py" "$exp"
+}
+
+stage_6() {
+  speakerkit export "$exp/bundle"
+  speakerkit embed --model "$exp/bundle" --scp "$lists/test/wav.scp" --out "$exp/embeddings/test_onnx.scp" \
+    --overwrite --threads "$nj" --device cpu
+  python "$root/tools/compare_embeddings.py" "$exp/embeddings/test.scp" "$exp/embeddings/test_onnx.scp"
+}
+
+run_stage 1 prepare "$lists" "$data_key"
+run_stage 2 "lists and stores" "$lists" "$data_key"
+run_stage 3 train "$exp" "$train_key"
+run_stage 4 "average and extract" "$exp" "$train_key"
+run_stage 5 score "$exp" "$train_key"
+run_stage 6 "export and check" "$exp" "$train_key"
+current=""
+
+if [ "$stop_stage" -ge 6 ]; then
+  echo
+  cat "$exp/results.txt"
+  echo
+  echo "DET plot:  $exp/det.png"
+  echo "model:     $exp/bundle"
+  echo "try next:  speakerkit similarity --model $exp/bundle A.wav B.wav"
+  echo "           speakerkit embed --model $exp/bundle A.wav"
+  [ "$corpus" != demo ] || echo "           run.sh --corpus mini, or a folder per speaker of your own: see README.md"
+fi
