@@ -57,6 +57,11 @@ class Bundle:
         source = weights if weights.is_file() else self.path / GRAPH
         return hashlib.sha256(source.read_bytes()).hexdigest()
 
+    @property
+    def has_weights(self) -> bool:
+        """Whether ``model.safetensors`` is there."""
+        return (self.path / WEIGHTS).is_file()
+
     def tensors(self) -> dict[str, Tensor]:
         """The backbone's state dictionary.
 
@@ -71,7 +76,7 @@ class Bundle:
             raise BundleError(path, "no such file", "this bundle runs from its ONNX file only")
         try:
             return load_file(path)
-        except (SafetensorError, OSError, ValueError) as error:
+        except (SafetensorError, OSError, ValueError, RuntimeError) as error:
             raise BundleError(path, f"is damaged ({error})", "copy or train the bundle again") from None
 
     def threshold(self) -> tuple[float, str] | None:
@@ -81,9 +86,12 @@ class Bundle:
             return None
         try:
             values = json.loads(path.read_text(encoding="utf-8"))
-            return float(values["threshold"]), str(values["source"])
-        except (ValueError, KeyError, TypeError, OSError) as error:
+            threshold, source = float(values["threshold"]), str(values["source"])
+        except (ValueError, KeyError, TypeError, OSError, RecursionError) as error:
             raise BundleError(path, f"holds no threshold ({error!r})", "calibrate the bundle again") from None
+        if not -1 <= threshold <= 1:
+            raise BundleError(path, f"holds a threshold of {threshold}", "a cosine lies in [-1, 1]; calibrate again")
+        return threshold, source
 
 
 def read_bundle(path: str | Path) -> Bundle:
@@ -105,6 +113,8 @@ def read_bundle(path: str | Path) -> Bundle:
         config = parse(BundleConfig, values)
     except ConfigError as error:
         raise BundleError(path / CONFIG, f"{error.subject} {error.fault}", error.remedy) from None
+    if config.embedding_size < 1:
+        raise BundleError(path / CONFIG, f"embedding_size is {config.embedding_size}", "copy or make the bundle again")
     if not any((path / name).is_file() for name in (WEIGHTS, GRAPH)):
         raise BundleError(path, f"has neither {WEIGHTS} nor {GRAPH}", "copy the whole folder")
     return Bundle(path, config)

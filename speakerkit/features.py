@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from speakerkit.audio import Samples
+from speakerkit.audio import MAX_RATE, MIN_RATE, Samples
 from speakerkit.errors import AudioError, ConfigError
 
 Features = npt.NDArray[np.float32]
@@ -58,7 +58,9 @@ class FrontEnd:
             raise ConfigError("frontend.window", f"{self.window!r} is not known", f"choose from {', '.join(WINDOWS)}")
         if self.scale not in SCALES:
             raise ConfigError("frontend.scale", f"{self.scale!r} is not known", f"choose from {', '.join(SCALES)}")
-        if min(self.sample_rate, self.num_mels, self.window_samples, self.shift_samples) <= 0:
+        if not MIN_RATE <= self.sample_rate <= MAX_RATE:
+            raise ConfigError("frontend.sample_rate", f"is {self.sample_rate}", f"{MIN_RATE} to {MAX_RATE} Hz")
+        if min(self.num_mels, self.window_samples, self.shift_samples) <= 0:
             raise ConfigError("frontend", "rates, mels and frame sizes must be positive", "check its fields")
         if not 0 <= self.low_freq < self.upper_edge <= self.sample_rate / 2:
             raise ConfigError("frontend", "low_freq and high_freq leave no band", "0 <= low < high <= Nyquist")

@@ -38,7 +38,9 @@ def main(exp_dir: Path) -> None:
     table = metrics_table({name: VerificationMetrics(**row) for name, row in measured["scores"].items()})
     shown = ("model", "config_sha256", "seed", "device", "ranks", "steps", "revision")
     about = ", ".join(f"{name} {facts[name]}" for name in shown)
-    write_lines(exp_dir / "results.txt", [f"results on {facts['corpus']}", "", table, "", about, f"log: {facts['log']}"])
+    write_lines(
+        exp_dir / "results.txt", [f"results on {facts['corpus']}", "", table, "", about, f"log: {facts['log']}"]
+    )
 
     bundle = read_bundle(exp_dir / "bundle")
     values = to_dict(bundle.config)

@@ -20,6 +20,7 @@ from speakerkit.errors import AudioError, DataError, SpeakerKitError
 NOISE_TYPES = frozenset({"noise", "music", "speech", "rir"})
 KINDS: dict[str, Literal["error", "warning"]] = {
     "missing list": "error",
+    "empty list": "error",
     "malformed line": "error",
     "duplicate id": "error",
     "list disagreement": "error",
@@ -209,6 +210,8 @@ def _read_list(path: Path, faults: _Faults, required: bool = True) -> dict[str, 
             faults.add("duplicate id", f"{path.name}: {parts[0]}")
         else:
             table[parts[0]] = parts[1]
+    if required and not table:
+        faults.add("empty list", str(path))
     return table
 
 

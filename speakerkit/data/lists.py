@@ -8,6 +8,7 @@ import subprocess
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from speakerkit.errors import DataError
 from speakerkit.files import write_lines
@@ -46,7 +47,8 @@ def read_lines(path: str | Path) -> list[str]:
         raise DataError(path, "is a directory", "name the list file itself") from None
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(path, f"cannot be read as text ({error})", "lists are UTF-8 text") from None
-    return [line.strip() for line in text.splitlines() if line.strip()]
+    # Not splitlines(): it also breaks at form feeds and Unicode separators, which names may hold.
+    return [line.strip() for line in text.split("\n") if line.strip()]
 
 
 def read_table(path: str | Path) -> dict[str, str]:
@@ -61,7 +63,7 @@ def read_table(path: str | Path) -> dict[str, str]:
         if len(parts) != 2:
             raise DataError(path, f"line {number} has one column: {line[:200]!r}", "each line is a key and a value")
         if parts[0] in table:
-            raise DataError(path, f"key {parts[0]!r} comes twice (line {number})", "keys must be unique")
+            raise DataError(path, f"key {parts[0][:200]!r} comes twice (line {number})", "keys must be unique")
         table[parts[0]] = parts[1]
     return table
 
@@ -86,10 +88,20 @@ def read_scp(path: str | Path, allow_pipes: bool = False) -> dict[str, str]:
 
 def refuse_pipe(path: str | Path, key: str, value: str) -> None:
     """Raise DataError where ``value`` is a shell command instead of a file."""
-    if value.startswith("|") or value.rstrip().endswith("|") or value.startswith("pipe:"):
+    if command_of(value):
         raise DataError(
-            path, f"entry {key!r} is a command, which would be run", "list files, or allow it with --allow-pipes"
+            path, f"entry {key[:200]!r} is a command, which would be run", "list files, or allow it with --allow-pipes"
         )
+
+
+def command_of(value: str) -> str:
+    """The shell command in an entry ``cmd |`` (Kaldi's) or ``pipe:cmd`` (webdataset's); "" for a path."""
+    value = value.strip()
+    if value.startswith("pipe:"):
+        return value.removeprefix("pipe:").strip()
+    if value.endswith("|"):
+        return value[:-1].strip() or value
+    return value if value.startswith("|") else ""
 
 
 def open_entry(value: str) -> str | bytes:
@@ -98,9 +110,10 @@ def open_entry(value: str) -> str | bytes:
     Raises:
         DataError: the command fails.
     """
-    if not value.rstrip().endswith("|"):
+    command = command_of(value)
+    if not command:
         return value
-    done = subprocess.run(value.rstrip()[:-1], shell=True, capture_output=True)  # noqa: S602 - the user allowed it
+    done = subprocess.run(command, shell=True, capture_output=True)  # noqa: S602 - the user allowed it
     if done.returncode:
         reason = done.stderr.decode(errors="replace").strip().splitlines()[-1:] or ["no message"]
         raise DataError(value, f"ends with status {done.returncode} ({reason[0]})", "run it by hand")
@@ -119,6 +132,9 @@ def read_data_dir(folder: str | Path, allow_pipes: bool = False) -> list[Utteran
     for name, extra in (("utt2spk", wavs.keys() - speakers.keys()), ("wav.scp", speakers.keys() - wavs.keys())):
         if extra:
             raise DataError(folder / name, f"lacks {len(extra)} keys, {min(extra)!r} first", "run `data check`")
+    blank = next((key for key in sorted(speakers) if len(speakers[key].split()) > 1), None)
+    if blank is not None:
+        raise DataError(folder / "utt2spk", f"{blank!r} has the speaker {speakers[blank]!r}", "ids hold no blanks")
     return [Utterance(key, speakers[key], wavs[key]) for key in sorted(wavs)]
 
 
@@ -183,26 +199,43 @@ def read_utterance_list(path: str | Path, allow_pipes: bool = False) -> list[Utt
     utterances: dict[str, Utterance] = {}
     for number, line in enumerate(read_lines(path), start=1):
         try:
-            row = json.loads(line)
-            vad = tuple((float(start), float(end)) for start, end in row.get("vad", ()))
-            utterance = Utterance(
-                str(row["key"]), str(row["spk"]), str(row.get("wav", "")), vad, str(row.get("feat", ""))
-            )
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            utterance = _utterance(json.loads(line))
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise DataError(
-                path, f"line {number} is not an utterance ({error!r})", 'expected {"key": .., "spk": .., "wav": ..}'
+                path,
+                f"line {number} is not an utterance ({type(error).__name__}: {error})",
+                'expected {"key": .., "spk": .., "wav": ..}',
             ) from None
         if not (utterance.wav or utterance.feat):
             raise DataError(path, f"line {number} names neither wav nor feat", "add one of the two")
-        if any(start < 0 or end <= start for start, end in vad):
+        if not all(0 <= start < end < math.inf for start, end in utterance.vad):
             raise DataError(path, f"line {number}: a vad segment ends before it starts", "times are start, end")
         if utterance.key in utterances:
-            raise DataError(path, f"key {utterance.key!r} comes twice (line {number})", "keys must be unique")
+            raise DataError(path, f"key {utterance.key[:200]!r} comes twice (line {number})", "keys must be unique")
         for location in (utterance.wav, utterance.feat):
             if location and not allow_pipes:
                 refuse_pipe(path, utterance.key, location)
         utterances[utterance.key] = utterance
     return list(utterances.values())
+
+
+def _utterance(row: dict[str, Any]) -> Utterance:
+    """The utterance of a row of JSON; numbers count as text, since some speaker ids are written so."""
+
+    def text(name: str, default: str | None = None) -> str:
+        value = row[name] if default is None else row.get(name, default)
+        if not isinstance(value, (str, int)) or isinstance(value, bool):
+            raise ValueError(f"{name} is {type(value).__name__}")
+        return str(value)
+
+    def word(name: str) -> str:
+        value = text(name)
+        if value.split() != [value]:
+            raise ValueError(f"{name} is {value[:100]!r}: empty, or with blanks")
+        return value
+
+    vad = tuple((float(start), float(end)) for start, end in row.get("vad", ()))
+    return Utterance(word("key"), word("spk"), text("wav", ""), vad, text("feat", ""))
 
 
 def write_utterance_list(path: str | Path, utterances: Iterable[Utterance]) -> None:

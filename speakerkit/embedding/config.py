@@ -90,7 +90,8 @@ class EmbeddingConfig:
 
     Attributes:
         model: registered backbone; its ``feat_dim`` comes from the front-end.
-        init: bundle whose backbone the training starts from; ``None`` for random weights.
+        init: what the training starts from: a bundle (its backbone), or a checkpoint such as
+            ``checkpoints/average.pt`` (backbone and head); ``None`` for random weights.
     """
 
     data: DataConfig

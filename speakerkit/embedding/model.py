@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from pathlib import Path
+
 import torch
 from torch import Tensor, nn
 
-from speakerkit.bundle import Bundle
+from speakerkit.bundle import CONFIG, Bundle
 from speakerkit.config import NamedConfig
 from speakerkit.embedding.heads import Head
 from speakerkit.embedding.registry import Backbone, build_backbone
-from speakerkit.errors import BundleError
+from speakerkit.errors import BundleError, ConfigError
 from speakerkit.features import FrontEnd
 from speakerkit.nn.fbank import Fbank, SpecAugment
 
@@ -42,16 +45,43 @@ def backbone_for(model: NamedConfig, frontend: FrontEnd) -> Backbone:
     return build_backbone(model.name, **{"feat_dim": frontend.num_mels, **model.args})
 
 
+def open_backbone(bundle: Bundle) -> Backbone:
+    """The backbone that a bundle describes, with its tensors.
+
+    Raises:
+        BundleError: no such backbone, arguments that it does not take, sizes that contradict the front-end or
+            ``embedding_size``, or tensors that do not fit.
+    """
+    config, path = bundle.config, bundle.path / CONFIG
+    try:
+        backbone = backbone_for(config.model, config.frontend)
+    except ConfigError as error:
+        raise BundleError(path, f"{error.subject} {error.fault}", error.remedy) from None
+    except (TypeError, ValueError, RuntimeError, ArithmeticError, AssertionError, LookupError) as error:
+        raise BundleError(path, f"model.args do not build a {config.model.name} ({error})", "correct them") from None
+    for name, built, said in (
+        ("frontend.num_mels", backbone.feat_dim, config.frontend.num_mels),
+        ("embedding_size", backbone.embed_dim, config.embedding_size),
+    ):
+        if built != said:
+            raise BundleError(path, f"{name} is {said}, that of its model {built}", "correct model.args, or copy again")
+    load_backbone(backbone, bundle)
+    return backbone
+
+
 def load_backbone(backbone: Backbone, bundle: Bundle) -> None:
-    """Load a bundle's tensors; a missing, unknown or misshapen one is an error that names it.
+    """Load a bundle's tensors; see :func:`load_tensors`."""
+    load_tensors(backbone, bundle.tensors(), bundle.path)
+
+
+def load_tensors(module: nn.Module, tensors: Mapping[str, Tensor], source: str | Path) -> None:
+    """Load a state dictionary strictly; a missing, unknown or misshapen tensor is an error that names it.
 
     Raises:
         BundleError: the tensors do not fit.
     """
     try:
-        backbone.load_state_dict(bundle.tensors())
+        module.load_state_dict(tensors)
     except RuntimeError as error:
         reason = "; ".join(line.strip() for line in str(error).splitlines()[1:])
-        raise BundleError(
-            bundle.path, f"does not fit {type(backbone).__name__}: {reason}", "check model.args"
-        ) from None
+        raise BundleError(source, f"does not fit {type(module).__name__}: {reason}", "check model.args") from None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,10 +27,11 @@ from speakerkit.data.stores import open_store
 from speakerkit.embedding.config import EmbeddingConfig
 from speakerkit.embedding.heads import HEADS
 from speakerkit.embedding.margin import margin_at
-from speakerkit.embedding.model import SpeakerNet, backbone_for, load_backbone
+from speakerkit.embedding.model import SpeakerNet, backbone_for, load_backbone, load_tensors
 from speakerkit.errors import ConfigError, DataError, SpeakerKitError, TrainingError
 from speakerkit.features import features
 from speakerkit.nn.fbank import Fbank, SpecAugment
+from speakerkit.nn.weights import load_checkpoint
 from speakerkit.verification.cosine import score_cosine
 from speakerkit.verification.metrics import evaluate
 from speakerkit.verification.trials import Trials, read_trials
@@ -79,11 +81,9 @@ class EmbeddingTask:
         self.bad: dict[str, str] = {}
 
     def build_model(self) -> SpeakerNet:
-        """Front-end, backbone and head; the backbone from the bundle ``init`` where one is named."""
+        """Front-end, backbone and head, from ``init`` where one is named."""
         config = self.config
         backbone = backbone_for(config.model, config.frontend)
-        if config.init:
-            load_backbone(backbone, read_bundle(config.init))
         args = {"embed_dim": backbone.embed_dim, "num_classes": len(self.classes) * len(self.speeds)}
         try:
             head = HEADS[config.head.name](**args, **config.head.args)
@@ -91,7 +91,12 @@ class EmbeddingTask:
             raise ConfigError("head.args", str(error), "scale and margin are what heads take") from None
         fbank = None if config.data.format == "feat" else Fbank(config.frontend)
         spec_augment = config.data.spec_augment
-        return SpeakerNet(backbone, head, fbank, SpecAugment(**to_dict(spec_augment)))
+        model = SpeakerNet(backbone, head, fbank, SpecAugment(**to_dict(spec_augment)))
+        if config.init and Path(config.init).is_file():
+            load_tensors(model, load_checkpoint(config.init).get("model", {}), config.init)
+        elif config.init:
+            load_backbone(backbone, read_bundle(config.init))
+        return model
 
     def train_batches(self, rank: int, world: int) -> Iterator[Batch]:
         """This rank's batches from the current position on."""

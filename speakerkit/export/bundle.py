@@ -7,7 +7,7 @@ from pathlib import Path
 
 from speakerkit.bundle import GRAPH, read_bundle
 from speakerkit.config import to_dict
-from speakerkit.embedding.model import backbone_for, load_backbone
+from speakerkit.embedding.model import open_backbone
 from speakerkit.export.onnx import Parity, export_onnx
 
 
@@ -19,8 +19,7 @@ def export_bundle(path: Path) -> Parity:
     """
     bundle = read_bundle(path)
     config = bundle.config
-    backbone = backbone_for(config.model, config.frontend)
-    load_backbone(backbone, bundle)
+    backbone = open_backbone(bundle)
     metadata = {
         "framework": "speakerkit",
         "model": config.model.name,

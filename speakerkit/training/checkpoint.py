@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 import re
 import shutil
 from collections.abc import Sequence
@@ -14,6 +13,7 @@ from torch import Tensor
 
 from speakerkit.errors import BundleError
 from speakerkit.files import atomic_path
+from speakerkit.nn.weights import load_checkpoint
 
 NAME = re.compile(r"step_(\d{8})\.pt")
 
@@ -32,29 +32,6 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
     """Write ``state`` (tensors and plain values); a killed write leaves the older checkpoints alone."""
     with atomic_path(path) as temporary:
         torch.save(state, temporary)
-
-
-def load_checkpoint(path: str | Path) -> dict[str, Any]:
-    """Read a checkpoint on the CPU, refusing anything that would run code.
-
-    Raises:
-        BundleError: missing, damaged, or holding more than tensors and plain values.
-    """
-    if not Path(path).is_file():
-        raise BundleError(path, "no such checkpoint", "check the path")
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        reason = str(error).splitlines()[0]
-        raise BundleError(
-            path, f"is refused: it holds more than tensors, or is damaged ({reason})", "use a file you trust"
-        ) from None
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, AttributeError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise BundleError(path, f"is damaged ({reason})", "use an older checkpoint") from None
-    if not isinstance(state, dict):
-        raise BundleError(path, "holds no state dictionary", "check that it is a checkpoint")
-    return state
 
 
 def newest_checkpoint(folder: Path) -> tuple[Path, dict[str, Any]] | None:

@@ -9,10 +9,11 @@ from speakerkit.bundle import Bundle, BundleConfig, write_bundle
 from speakerkit.embedding.model import backbone_for
 from speakerkit.errors import BundleError
 from speakerkit.features import FrontEnd
-from speakerkit.training.checkpoint import average_states, list_checkpoints, load_checkpoint
+from speakerkit.training.checkpoint import average_states, list_checkpoints, load_checkpoint, save_checkpoint
 from speakerkit.training.experiment import read_experiment, read_provenance
 
 PREFIX = "backbone."
+AVERAGE = "average.pt"  # backbone and head, for fine-tuning
 
 
 def publish(exp_dir: Path, out: Path, *, last: int | None = None, best: bool = False) -> Bundle:
@@ -38,6 +39,7 @@ def publish(exp_dir: Path, out: Path, *, last: int | None = None, best: bool = F
             )
         paths = found[-(last or experiment.trainer.average) :]
     averaged = average_states(paths)
+    save_checkpoint(folder / AVERAGE, {"model": averaged})
     tensors = {name.removeprefix(PREFIX): t for name, t in averaged.items() if name.startswith(PREFIX)}
     backbone = backbone_for(experiment.model, experiment.frontend)
     backbone.load_state_dict(tensors)

@@ -130,6 +130,12 @@ def test_warnings_alone_are_ok(clean: Path) -> None:
     assert report.ok
 
 
+def test_empty_lists_are_faults(tmp_path: Path) -> None:
+    for name in ("wav.scp", "utt2spk"):
+        (tmp_path / name).write_text("\n")
+    assert rows(check_data_dir(tmp_path)) == {"empty list": (2, f"{tmp_path}/wav.scp | {tmp_path}/utt2spk")}
+
+
 def test_missing_lists_are_faults_and_missing_folders_errors(tmp_path: Path) -> None:
     assert rows(check_data_dir(tmp_path))["missing list"][0] == 2
     with pytest.raises(DataError, match="no such directory"):
