@@ -141,7 +141,9 @@ def parse(cls: type[T], values: Any, where: str = "") -> T:
         ConfigError: an unknown key (with the nearest known one), a missing one, or a value of the wrong kind.
     """
     if not isinstance(values, dict):
-        raise ConfigError(where or "configuration", f"must be a mapping, not {reprlib.repr(values)}", "write `key: value` lines")
+        raise ConfigError(
+            where or "configuration", f"must be a mapping, not {reprlib.repr(values)}", "write `key: value` lines"
+        )
     fields = {field.name: field for field in dataclasses.fields(cls) if field.init}  # type: ignore[arg-type]
     for key in values:
         if key not in fields:
@@ -193,7 +195,9 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
             return number
     if isinstance(hint, type) and isinstance(value, hint) and not (hint is int and isinstance(value, bool)):
         return value
-    raise ConfigError(where, f"is {reprlib.repr(value)}", f"a value of type {getattr(hint, '__name__', hint)} is expected")
+    raise ConfigError(
+        where, f"is {reprlib.repr(value)}", f"a value of type {getattr(hint, '__name__', hint)} is expected"
+    )
 
 
 def to_dict(config: Any) -> dict[str, Any]:

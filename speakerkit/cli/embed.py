@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -16,8 +16,8 @@ from speakerkit.cli.options import (
     Model,
     ShortAudio,
     check_channel,
-    check_device,
     check_short,
+    open_model,
 )
 
 
@@ -39,7 +39,6 @@ def embed(
 ) -> None:
     """Embeddings of whole recordings. Bad files of a list are named in failed.tsv, the others are written (exit 3)."""
     from speakerkit.data.lists import read_scp
-    from speakerkit.embedding.embedder import load
     from speakerkit.embedding.extract import embed_to_file, file_keys
     from speakerkit.errors import DataError, PartialFailure
 
@@ -48,17 +47,22 @@ def embed(
     entries = read_scp(scp, allow_pipes) if scp else file_keys(files or [])
     if not entries:
         raise DataError(scp, "names no recordings", "check the list")
-    embedder = load(model, check_device(device), threads)
-    settings = {"short": check_short(short), "channel": check_channel(channel), "batch_size": batch_size}
+    settings: dict[str, Any] = {
+        "short": check_short(short),
+        "channel": check_channel(channel),
+        "batch_size": batch_size,
+        "allow_pipes": bool(scp) and allow_pipes,
+    }
+    embedder = open_model(model, device, threads)
     if out is None:
         failed = 0
-        for item in embedder.embed_many(entries.items(), **settings):  # type: ignore[arg-type]
+        for item in embedder.embed_many(entries.items(), **settings):
             if item.vector is None:
                 failed += 1
                 typer.echo(f"speakerkit: error: {item.error}", err=True)
                 continue
             row = {"key": item.key, "seconds": round(item.seconds, 4), "padded": item.padded}
-            sys.stdout.write(json.dumps({**row, "embedding": item.vector.tolist()}, ensure_ascii=False) + "\n")
+            sys.stdout.write(json.dumps({**row, "embedding": item.vector.tolist()}) + "\n")
         if failed:
             raise typer.Exit(PartialFailure.exit_code if failed < len(entries) else DataError.exit_code)
         return

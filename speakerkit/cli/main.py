@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import sys
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -17,7 +18,10 @@ from speakerkit.cli.export import export
 from speakerkit.cli.metrics import metrics
 from speakerkit.cli.similarity import similarity
 from speakerkit.cli.train import train
-from speakerkit.errors import PeerFailed, SpeakerKitError
+from speakerkit.errors import PeerFailed, SpeakerKitError, one_line
+
+# What click, or typer's own copy of it, raises for wrong usage: the class that the public one derives from.
+USAGE_ERROR: Any = typer.BadParameter.__bases__[0]
 
 app = typer.Typer(
     help="Speaker embeddings and what is built on them. Exit codes: 0 done, 2 bad input or usage, 3 a part failed.",
@@ -53,15 +57,25 @@ def root(
 def main() -> None:
     """Run the command line; never shows a traceback for bad input."""
     logging.basicConfig(level=logging.WARNING, format="speakerkit: %(levelname)s: %(message)s", stream=sys.stderr)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # names need not be text in the terminal's encoding
     try:
-        app()
+        sys.exit(app(standalone_mode=False))
     except SpeakerKitError as error:
         if not isinstance(error, PeerFailed):
-            print(f"speakerkit: error: {error}", file=sys.stderr)
+            _complain(str(error))
         sys.exit(error.exit_code)
-    except BrokenPipeError:
-        sys.stderr.close()
-        sys.exit(0)
-    except (OSError, MemoryError) as error:
-        print(f"speakerkit: error: {error}; check the disk, the memory and the permissions", file=sys.stderr)
+    except USAGE_ERROR as error:
+        if type(error).__name__ == "NoArgsIsHelpError":  # no arguments at all: its message is the help
+            print(error.format_message(), file=sys.stderr)
+        else:
+            context = getattr(error, "ctx", None)
+            _complain(f"{error.format_message()} (see {context.command_path if context else 'speakerkit'} --help)")
         sys.exit(2)
+    except (OSError, MemoryError) as error:
+        _complain(f"{error or type(error).__name__}; check the disk, the memory and the permissions")
+        sys.exit(2)
+
+
+def _complain(text: str) -> None:
+    print(f"speakerkit: error: {one_line(text)}", file=sys.stderr)

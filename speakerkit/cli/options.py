@@ -9,7 +9,7 @@ import typer
 
 if TYPE_CHECKING:
     from speakerkit.audio import Channel
-    from speakerkit.embedding.embedder import Short
+    from speakerkit.embedding.embedder import Embedder, Short
 
 Model = Annotated[Path, typer.Option("--model", "-m", help="Model bundle folder.", envvar="SPEAKERKIT_MODEL")]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
@@ -26,17 +26,22 @@ def check_short(value: str) -> Short:
     return cast("Short", value)
 
 
-def check_device(value: str) -> str:
-    """The value of ``--device``."""
-    if value not in ("auto", "cpu", "cuda"):
-        raise typer.BadParameter(f"{value!r} is none of auto, cpu, cuda", param_hint="--device")
-    return value
+def open_model(path: Path, device: str, threads: int = 0) -> Embedder:
+    """The model of ``--model`` on ``--device``; which one "auto" came to is said on stderr."""
+    from speakerkit.embedding.embedder import load
+
+    if device not in ("auto", "cpu", "cuda"):
+        raise typer.BadParameter(f"{device!r} is none of auto, cpu, cuda", param_hint="--device")
+    embedder = load(path, device, threads)
+    if device == "auto":
+        typer.echo(f"device: {embedder.device}", err=True)
+    return embedder
 
 
 def check_channel(value: str) -> Channel:
     """The value of ``--channel``."""
     if value == "mix":
         return "mix"
-    if not value.isdigit():
+    if not (value.isascii() and value.isdigit()):
         raise typer.BadParameter(f"{value!r} is neither 'mix' nor a number", param_hint="--channel")
     return int(value)

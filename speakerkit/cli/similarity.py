@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from speakerkit.cli.options import Device, Json, Model, ShortAudio
+from speakerkit.cli.options import Device, Json, Model, ShortAudio, check_short, open_model
 
 
 def similarity(
@@ -23,11 +23,9 @@ def similarity(
     as_json: Json = False,
 ) -> None:
     """Cosine of two recordings in [-1, 1]; a decision only where a threshold is known."""
-    from speakerkit.cli.options import check_short
-    from speakerkit.embedding.embedder import load
-
-    embedder = load(model, device)
-    cosine = embedder.similarity(first, second, short=check_short(short))
+    short_audio = check_short(short)
+    embedder = open_model(model, device)
+    cosine = embedder.similarity(first, second, short=short_audio)
     known = (threshold, "--threshold") if threshold is not None else embedder.bundle.threshold()
     result = {
         "cosine": round(cosine, 6),

@@ -4,25 +4,39 @@ from __future__ import annotations
 
 import logging
 import os
+import threading
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from speakerkit.audio import Audio, AudioSource, Channel, load_audio, require_signal
-from speakerkit.bundle import Bundle, read_bundle
+from speakerkit.bundle import CONFIG, WEIGHTS, Bundle, read_bundle
 from speakerkit.data.lists import open_entry
 from speakerkit.errors import AudioError, BundleError, ConfigError, MissingExtraError, SpeakerKitError
 from speakerkit.features import Features, features
+
+if TYPE_CHECKING:
+    import onnxruntime
 
 logger = logging.getLogger("speakerkit")
 
 Vector = npt.NDArray[np.float32]
 Short = Literal["error", "pad"]
+Run = Callable[[Features], Vector]
+Entry = TypeVar("Entry")
+Result = TypeVar("Result")
+
+# Recordings of equal length are looked for within stretches of the list. Where a stretch ends depends on the list alone,
+# so that which are run together, and with it the last bit of an embedding, does not depend on the number of threads.
+CUDA = "CUDAExecutionProvider"
+STRETCH_BATCHES = 8
+STRETCH_FRAMES = 200_000  # 64 MB of features with 80 mels
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,14 +68,17 @@ class Embedder:
         bundle: the model.
         device: "cpu", "cuda", or "auto", which takes CUDA where the runtime offers it.
         threads: recordings worked on at once by :meth:`embed_many`; 0 for one a core.
+
+    Attributes:
+        device: what it runs on, in words.
     """
 
     def __init__(self, bundle: Bundle, device: str = "auto", threads: int = 0) -> None:
         self.bundle = bundle
         self.frontend = bundle.config.frontend
         self.threads = threads or os.cpu_count() or 1
-        self._run = _onnx_runner(bundle, device) if bundle.graph else _torch_runner(bundle, device)
-        self._warned_of_rate = False
+        self._run, self.device = _onnx_runner(bundle, device) if bundle.graph else _torch_runner(bundle, device)
+        self._rate_warning = threading.Lock()  # taken by the first to warn and never given back
 
     def embed(
         self, source: AudioSource, *, rate: int | None = None, channel: Channel = "mix", short: Short = "error"
@@ -81,7 +98,9 @@ class Embedder:
         """
         name = str(source) if isinstance(source, (str, os.PathLike)) else "audio"
         audio, _ = self._prepare(source, name, rate, channel, short)
-        return self._vectors([features(audio.samples, self.frontend)], [name])[0]
+        vector = self._vectors([features(audio.samples, self.frontend)])[0]
+        self._refuse_nothing(vector, name)
+        return vector
 
     def similarity(self, first: AudioSource, second: AudioSource, *, short: Short = "error") -> float:
         """Cosine of the embeddings of two recordings, in [-1, 1]."""
@@ -95,43 +114,50 @@ class Embedder:
         channel: Channel = "mix",
         short: Short = "error",
         batch_size: int = 16,
+        allow_pipes: bool = False,
     ) -> Iterator[Extraction]:
         """Embed a list of (key, path); entries that fail are yielded with their error, and the others go on.
 
-        Decoding and features run ahead in threads; recordings are sorted by length within a stretch of the list and
-        those of equal length are run as one batch. At most a few batches of features stand in memory at once.
+        Decoding and features run ahead in threads; within a stretch of the list, recordings of equal length are run as
+        one batch. One stretch of features stands in memory at once.
+
+        Args:
+            allow_pipes: run entries that are commands (``cmd |``) instead of taking them for paths.
 
         Yields:
             one :class:`Extraction` an entry, not always in the order of the list.
         """
 
-        def prepare(key: str, path: str) -> tuple[Extraction, Features | None]:
+        def prepare(entry: tuple[str, str]) -> tuple[Extraction, Features | None]:
+            key, path = entry
             try:
-                audio, padded = self._prepare(open_entry(path), path, None, channel, short)
+                source = open_entry(path) if allow_pipes else path
+                audio, padded = self._prepare(source, path, None, channel, short)
                 return Extraction(key, None, audio.seconds, padded), features(audio.samples, self.frontend)
-            except SpeakerKitError as error:
-                return Extraction(key, None, error=str(error)), None
+            except (SpeakerKitError, OSError, MemoryError) as error:
+                return _failure(key, path, error), None
 
         def finish(group: list[tuple[Extraction, Features]]) -> list[Extraction]:
             try:
-                vectors = self._vectors([feats for _, feats in group], [item.key for item, _ in group])
-            except SpeakerKitError as error:
-                return [Extraction(item.key, None, error=str(error)) for item, _ in group]
-            return [
-                Extraction(item.key, vector, item.seconds, item.padded)
-                for (item, _), vector in zip(group, vectors, strict=True)
-            ]
+                vectors = self._vectors([feats for _, feats in group])
+            except (SpeakerKitError, MemoryError) as error:
+                return [_failure(item.key, item.key, error) for item, _ in group]
+            return [self._finished(item, vector) for (item, _), vector in zip(group, vectors, strict=True)]
 
-        with ThreadPoolExecutor(self.threads) as pool:
-            for stretch in _stretches(entries, batch_size * self.threads):
-                prepared = list(pool.map(lambda entry: prepare(*entry), stretch))
-                yield from (item for item, feats in prepared if feats is None)
-                ready = [(item, feats) for item, feats in prepared if feats is not None]
-                running: list[Future[list[Extraction]]] = [
-                    pool.submit(finish, group) for group in _equal_lengths(ready, batch_size)
-                ]
-                for future in running:
-                    yield from future.result()
+        pool = ThreadPoolExecutor(self.threads)
+        try:
+            ready: list[tuple[Extraction, Features]] = []
+            for item, feats in _ahead(pool, prepare, entries, 2 * self.threads + 2):
+                if feats is None:
+                    yield item
+                    continue
+                ready.append((item, feats))
+                if len(ready) == STRETCH_BATCHES * batch_size or sum(len(f) for _, f in ready) >= STRETCH_FRAMES:
+                    yield from _all(pool, finish, _equal_lengths(ready, batch_size))
+                    ready = []
+            yield from _all(pool, finish, _equal_lengths(ready, batch_size))
+        finally:
+            pool.shutdown(cancel_futures=True)
 
     def _prepare(
         self, source: AudioSource, name: str, rate: int | None, channel: Channel, short: Short
@@ -140,8 +166,7 @@ class Embedder:
         native = load_audio(source, rate=rate, channel=channel)
         require_signal(native, name)
         wanted = self.frontend.sample_rate
-        if native.rate < wanted and not self._warned_of_rate:
-            self._warned_of_rate = True
+        if native.rate < wanted and self._rate_warning.acquire(blocking=False):
             logger.warning("%s is at %d Hz, the model at %d Hz: what is above is missing", name, native.rate, wanted)
         audio = native if native.rate == wanted else load_audio(native.samples, wanted, rate=native.rate)
         if len(audio.samples) >= self.frontend.min_samples:
@@ -154,13 +179,34 @@ class Embedder:
             "give longer audio, or accept a poor embedding with --short pad",
         )
 
-    def _vectors(self, feats: list[Features], names: list[str]) -> Vector:
+    def _vectors(self, feats: list[Features]) -> Vector:
         """Embeddings (B, D) of B feature matrices of equal shape."""
         vectors = self._run(np.stack(feats))
-        for name, vector in zip(names, vectors, strict=True):
-            if not np.isfinite(vector).all() or not vector.any():
-                raise BundleError(name, "gives an embedding that is zero or not finite", "check the model's weights")
+        expected = len(feats), self.bundle.config.embedding_size
+        if vectors.shape != expected:
+            raise BundleError(
+                self.bundle.path, f"gives embeddings of shape {vectors.shape}, not {expected}", "export it again"
+            )
         return vectors
+
+    def _refuse_nothing(self, vector: Vector, name: str) -> None:
+        if not np.isfinite(vector).all() or not vector.any():
+            raise BundleError(
+                name, f"gets an embedding that is zero or not finite from {self.bundle.path}", "check the model"
+            )
+
+    def _finished(self, item: Extraction, vector: Vector) -> Extraction:
+        try:
+            self._refuse_nothing(vector, item.key)
+        except BundleError as error:
+            return _failure(item.key, item.key, error)
+        return Extraction(item.key, vector, item.seconds, item.padded)
+
+
+def _failure(key: str, subject: str, error: Exception) -> Extraction:
+    if not isinstance(error, SpeakerKitError):
+        error = AudioError(subject, f"cannot be read ({error or type(error).__name__})", "check the disk and memory")
+    return Extraction(key, None, error=str(error))
 
 
 def load(path: str | Path, device: str = "auto", threads: int = 0) -> Embedder:
@@ -173,15 +219,24 @@ def load(path: str | Path, device: str = "auto", threads: int = 0) -> Embedder:
     return Embedder(read_bundle(path), device, threads)
 
 
-def _stretches(entries: Iterable[tuple[str, str]], size: int) -> Iterator[list[tuple[str, str]]]:
-    stretch: list[tuple[str, str]] = []
-    for entry in entries:
-        stretch.append(entry)
-        if len(stretch) == size:
-            yield stretch
-            stretch = []
-    if stretch:
-        yield stretch
+def _ahead(
+    pool: ThreadPoolExecutor, function: Callable[[Entry], Result], items: Iterable[Entry], window: int
+) -> Iterator[Result]:
+    """Results in the order of ``items``, at most ``window`` of them under way."""
+    pending: deque[Future[Result]] = deque()
+    for item in items:
+        pending.append(pool.submit(function, item))
+        if len(pending) == window:
+            yield pending.popleft().result()
+    while pending:
+        yield pending.popleft().result()
+
+
+def _all(
+    pool: ThreadPoolExecutor, function: Callable[[Entry], list[Extraction]], groups: Iterable[Entry]
+) -> Iterator[Extraction]:
+    for future in [pool.submit(function, group) for group in groups]:
+        yield from future.result()
 
 
 def _equal_lengths(
@@ -197,55 +252,83 @@ def _equal_lengths(
             yield group[first : first + batch_size]
 
 
-def _onnx_runner(bundle: Bundle, device: str) -> Callable[[Features], Vector]:
+def _onnx_runner(bundle: Bundle, device: str) -> tuple[Run, str]:
     """Features (B, T, F) to embeddings (B, D) on onnxruntime; one thread a call, so that results do not vary."""
     import onnxruntime
 
     available = onnxruntime.get_available_providers()
-    if device == "cuda" and "CUDAExecutionProvider" not in available:
-        raise ConfigError(
-            "device cuda", f"cannot be used: onnxruntime offers {', '.join(available)}", "install onnxruntime-gpu"
-        )
     providers = ["CPUExecutionProvider"]
-    if device != "cpu" and "CUDAExecutionProvider" in available:
-        providers.insert(0, "CUDAExecutionProvider")
+    if device != "cpu" and CUDA in available:
+        providers.insert(0, CUDA)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
-    options.log_severity_level = 3
+    options.log_severity_level = 4 if device == "auto" else 3
     try:
         session = onnxruntime.InferenceSession(str(bundle.graph), options, providers=providers)
     except Exception as error:  # onnxruntime raises several classes of its own without a common base
         raise BundleError(bundle.graph, f"cannot be loaded ({_first_line(error)})", "export it again") from None
-    names = [node.name for node in session.get_inputs()], [node.name for node in session.get_outputs()]
-    if names != (["feats"], ["embs"]):
-        raise BundleError(bundle.graph, f"has inputs and outputs {names}", "feats and embs are expected")
+    used = session.get_providers()[0]
+    if device == "cuda" and used != CUDA:
+        raise ConfigError(
+            "device cuda",
+            f"cannot be used: onnxruntime offers {', '.join(available)} and came up with {used}",
+            "install onnxruntime-gpu and check the driver with nvidia-smi, or use --device cpu",
+        )
+    _check_graph(bundle, session)
 
     def run(feats: Features) -> Vector:
-        (vectors,) = session.run(["embs"], {"feats": feats})
+        try:
+            (vectors,) = session.run(["embs"], {"feats": feats})
+        except Exception as error:
+            fault = f"fails on features of shape {feats.shape} ({_first_line(error)})"
+            raise BundleError(bundle.graph, fault, "give shorter audio, or export it again") from None
         return np.asarray(vectors, dtype=np.float32)
 
-    return run
+    return run, f"{'cuda' if used == CUDA else 'cpu'} (onnxruntime)"
 
 
-def _torch_runner(bundle: Bundle, device: str) -> Callable[[Features], Vector]:
+def _check_graph(bundle: Bundle, session: onnxruntime.InferenceSession) -> None:
+    """Raise where an ONNX file is not that of its bundle."""
+    inputs, outputs = session.get_inputs(), session.get_outputs()
+    names = [node.name for node in inputs], [node.name for node in outputs]
+    if names != (["feats"], ["embs"]):
+        raise BundleError(bundle.graph, f"has inputs and outputs {names}", "feats and embs are expected")
+    for name, node, wanted in (
+        ("mels", inputs[0], bundle.config.frontend.num_mels),
+        ("values an embedding", outputs[0], bundle.config.embedding_size),
+    ):
+        if isinstance(node.shape[-1], int) and node.shape[-1] != wanted:
+            raise BundleError(
+                bundle.graph, f"has {node.shape[-1]} {name}, its {CONFIG} says {wanted}", "export it again"
+            )
+    made_from = session.get_modelmeta().custom_metadata_map.get("weights_sha256")
+    if made_from and bundle.has_weights and made_from != bundle.digest():
+        raise BundleError(
+            bundle.graph, f"was exported from other weights than {WEIGHTS} beside it", "run `speakerkit export`"
+        )
+
+
+def _torch_runner(bundle: Bundle, device: str) -> tuple[Run, str]:
     """The same on torch."""
     try:
         import torch
     except ImportError:
         raise MissingExtraError(f"{bundle.path}: running a bundle without model.onnx", "train") from None
-    from speakerkit.embedding.model import backbone_for, load_backbone
+    from speakerkit.embedding.model import open_backbone
     from speakerkit.nn.device import usable_device
 
     chosen = usable_device(device)
-    backbone = backbone_for(bundle.config.model, bundle.config.frontend)
-    load_backbone(backbone, bundle)
-    backbone.to(chosen).eval()
+    backbone = open_backbone(bundle).to(chosen).eval()
 
     def run(feats: Features) -> Vector:
-        with torch.inference_mode():
-            return backbone(torch.from_numpy(feats).to(chosen)).float().cpu().numpy()
+        try:
+            with torch.inference_mode():
+                return backbone(torch.from_numpy(feats).to(chosen)).float().cpu().numpy()
+        except RuntimeError as error:
+            fault = f"fails on features of shape {feats.shape} ({_first_line(error)})"
+            raise BundleError(bundle.path, fault, "give shorter audio") from None
 
-    return run
+    return run, f"{chosen.type} (torch)"
 
 
 def _first_line(error: Exception) -> str:

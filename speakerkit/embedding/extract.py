@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -37,9 +38,12 @@ def file_keys(files: Sequence[Path]) -> dict[str, str]:
     Raises:
         DataError: a file is named twice.
     """
-    entries = {quote(str(path), safe="/\\:._-+=,@()[]~!"): str(path) for path in files}
-    if len(entries) < len(files):
-        raise DataError(None, "a recording is named twice", "name each once")
+    entries: dict[str, str] = {}
+    for file in files:
+        key = quote(os.fsencode(file), safe="/\\:._-+=,@()[]~!")
+        if key in entries:
+            raise DataError(file, "is named twice", "name each recording once")
+        entries[key] = str(file)
     return entries
 
 
@@ -65,22 +69,21 @@ def embed_to_file(
     """
     path, form = output_of(out)
     writer = EmbeddingWriter(path, form, resume=resume)
-    _same_model(embedder, writer, resume)
+    _claim(embedder, writer)
     missing = [(key, entry) for key, entry in entries.items() if key not in writer.done]
     kept = len(entries) - len(missing)
     failures: dict[str, str] = {}
-    padded: list[str] = []
     bar = tqdm(total=len(missing), unit="file", desc="embed", disable=not sys.stderr.isatty())
-    with writer, bar:
+    with writer, _PaddedNotes(writer, resume) as notes, bar:
         for item in embedder.embed_many(missing, **settings):
             bar.update()
             if item.vector is None:
                 failures[item.key] = item.error
                 continue
-            writer.add(item.key, item.vector)
             if item.padded:
-                padded.append(f"{item.key}\t{item.seconds:.4f}")
-    _note(writer.path.with_name(f"{writer.path.stem}.padded.tsv"), padded, resume)
+                notes.add(item.key, item.seconds)
+            writer.add(item.key, item.vector)
+    _sign(embedder, writer)
     failures_path = writer.path.with_name("failed.tsv")
     if failures:
         write_lines(failures_path, (f"{key}\t{failures[key]}" for key in sorted(failures)))
@@ -90,21 +93,67 @@ def embed_to_file(
     return ExtractionSummary(writer.path, len(missing) - len(failures), kept, len(failures), failures_path, first)
 
 
-def _note(path: Path, lines: list[str], resume: bool) -> None:
-    """Add ``lines`` to those an earlier part of the same extraction left."""
-    earlier = read_lines(path) if resume and path.exists() else []
-    if earlier or lines:
-        write_lines(path, sorted({*earlier, *lines}))
-    elif path.exists():
-        path.unlink()
+class _PaddedNotes:
+    """``NAME.padded.tsv``: a row goes in before its vector, so that a killed run leaves no padded vector without one."""
+
+    def __init__(self, writer: EmbeddingWriter, resume: bool) -> None:
+        self.writer = writer
+        self.path = _beside(writer, "padded.tsv")
+        if not resume:
+            self.path.unlink(missing_ok=True)
+
+    def add(self, key: str, seconds: float) -> None:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with open(self.path, "a", encoding="utf-8") as stream:
+            stream.write(f"{key}\t{seconds:.4f}\n")
+
+    def __enter__(self) -> _PaddedNotes:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if not self.path.exists():
+            return
+        rows = sorted(row for row in {*read_lines(self.path)} if row.partition("\t")[0] in self.writer.done)
+        if rows:
+            write_lines(self.path, rows)
+        else:
+            self.path.unlink()
 
 
-def _same_model(embedder: Embedder, writer: EmbeddingWriter, resume: bool) -> None:
-    """Refuse to mix vectors of two models in one file; note which one makes these."""
-    path = writer.path.with_name(f"{writer.path.stem}.model.json")
-    mine = {"sha256": embedder.bundle.digest(), "dimension": embedder.bundle.config.embedding_size}
-    if resume and writer.done and path.exists():
-        if json.loads(path.read_text(encoding="utf-8")) != mine:
-            raise DataError(writer.path, "was made by another model", "use --overwrite, or write to another file")
+def _beside(writer: EmbeddingWriter, name: str) -> Path:
+    return writer.path.with_name(f"{writer.path.stem}.{name}")
+
+
+def _model_of(embedder: Embedder) -> dict[str, Any]:
+    return {"sha256": embedder.bundle.digest(), "dimension": embedder.bundle.config.embedding_size}
+
+
+def _claim(embedder: Embedder, writer: EmbeddingWriter) -> None:
+    """Refuse to mix vectors of two models in one file; say which makes these before the first is written.
+
+    While old vectors are being replaced there is no note: killed there, neither model would be the right one.
+    """
+    path = _beside(writer, "model.json")
+    if not writer.done:
+        if writer.path.exists():
+            path.unlink(missing_ok=True)
+        else:
+            write_json(path, _model_of(embedder))
         return
-    write_json(path, mine)
+    try:
+        theirs = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        raise DataError(
+            writer.path, f"was made by a model that {path.name} does not tell", "use --overwrite, or another file"
+        ) from None
+    if theirs != _model_of(embedder):
+        raise DataError(writer.path, "was made by another model", "use --overwrite, or write to another file")
+
+
+def _sign(embedder: Embedder, writer: EmbeddingWriter) -> None:
+    """Leave the note of :func:`_claim` beside the finished file, and none where there is no file."""
+    path = _beside(writer, "model.json")
+    if writer.done:
+        write_json(path, _model_of(embedder))
+    else:
+        path.unlink(missing_ok=True)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from torch.distributed.elastic.multiprocessing import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
@@ -14,7 +16,9 @@ from speakerkit.errors import PeerFailed, SpeakerKitError, TrainingError
 
 
 def launch(nproc: int, config: Path, overrides: Sequence[str], resume: str, stop_after: int | None) -> None:
-    """Train on ``nproc`` ranks; when one ends with an error, all are ended.
+    """Train on ``nproc`` ranks, which share the processor's cores; when one ends with an error, all are ended.
+
+    A signal to stop is passed on: the ranks save a checkpoint and end.
 
     Raises:
         TrainingError: a rank was killed.
@@ -22,18 +26,22 @@ def launch(nproc: int, config: Path, overrides: Sequence[str], resume: str, stop
     """
     for name in ("torch.distributed.elastic", "torch.distributed.launcher"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // nproc)))
     settings = LaunchConfig(
         min_nodes=1,
         max_nodes=1,
         nproc_per_node=nproc,
         rdzv_backend="c10d",
         rdzv_endpoint="localhost:0",
+        local_addr="localhost",
         run_id="speakerkit",
         start_method="spawn",
         max_restarts=0,
     )
     try:
         elastic_launch(settings, _rank)(str(config), list(overrides), resume, stop_after)
+    except SignalException:
+        return
     except ChildFailedError as error:
         rank, failure = error.get_first_failure()
         if failure.exitcode == SpeakerKitError.exit_code:
@@ -49,10 +57,11 @@ def _rank(config: str, overrides: list[str], resume: str, stop_after: int | None
     """What each rank runs."""
     from speakerkit.training.experiment import run_experiment
 
+    logging.basicConfig(level=logging.WARNING, format="speakerkit: %(levelname)s: %(message)s", stream=sys.stderr)
     try:
         run_experiment(config, overrides, resume, stop_after)
     except PeerFailed as error:
         sys.exit(error.exit_code)
-    except SpeakerKitError as error:
+    except (SpeakerKitError, OSError, MemoryError) as error:
         print(f"speakerkit: error: {error}", file=sys.stderr, flush=True)
-        sys.exit(error.exit_code)
+        sys.exit(SpeakerKitError.exit_code)

@@ -39,7 +39,7 @@ class RunLog:
                 logger.addHandler(handler)
             logger.setLevel(logging.INFO)
             logger.propagate = False
-            self._writer = _tensorboard(exp_dir / "tensorboard")
+            self._writer = _tensorboard(exp_dir / "tensorboard", start)
 
     def message(self, text: str, level: int = logging.INFO) -> None:
         """One line to the log file and to stderr."""
@@ -70,6 +70,8 @@ class RunLog:
         for handler in self._handlers:
             logger.removeHandler(handler)
             handler.close()
+        if self.enabled:
+            logger.propagate = True
 
 
 class _AboveBar(logging.Handler):
@@ -79,9 +81,9 @@ class _AboveBar(logging.Handler):
         tqdm.write(self.format(record), file=sys.stderr)
 
 
-def _tensorboard(folder: Path) -> Any:
+def _tensorboard(folder: Path, start: int) -> Any:
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
         return None
-    return SummaryWriter(str(folder))
+    return SummaryWriter(str(folder), purge_step=start + 1)  # hides what was logged after the checkpoint resumed

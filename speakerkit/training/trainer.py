@@ -75,6 +75,8 @@ class Trainer:
         self.exp_dir = exp_dir
         if trainer.precision == "fp16" and world.device.type != "cuda":
             raise ConfigError("trainer.precision", "fp16 needs CUDA", "use bf16 or fp32 on the CPU")
+        if trainer.channels_last and world.device.type != "cuda":
+            raise ConfigError("trainer.channels_last", "crashes torch 2.11 on the CPU", "use it with CUDA only")
         if trainer.threads:
             torch.set_num_threads(trainer.threads)
         self._seed_step(-1, shared=True)
