@@ -309,7 +309,7 @@ def _decode_container(source: str | os.PathLike[str] | bytes, name: str, channel
     except ImportError:
         raise MissingExtraError(f"{name}: reading m4a, mp4 or webm", "formats") from None
     try:
-        with av.open(io.BytesIO(source) if isinstance(source, bytes) else os.fspath(source)) as container:
+        with av.open(io.BytesIO(source) if isinstance(source, bytes) else os.fspath(source), mode="r") as container:
             if not container.streams.audio:
                 raise AudioError(name, "holds no audio stream", "check the file")
             stream = container.streams.audio[0]
@@ -317,7 +317,7 @@ def _decode_container(source: str | os.PathLike[str] | bytes, name: str, channel
             declared = float(stream.duration * stream.time_base) if stream.duration and stream.time_base else 0.0
             resampler = av.AudioResampler(format="fltp", rate=rate)
             blocks = [
-                _pick_channel(block.to_ndarray(), channel, name)  # (channels, samples) to (samples,)
+                _pick_channel(block.to_ndarray().astype(np.float32, copy=False), channel, name)
                 for frame in container.decode(stream)
                 for block in resampler.resample(frame)
             ]

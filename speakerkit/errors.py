@@ -32,7 +32,7 @@ class SpeakerKitError(Exception):
 
 
 def one_line(text: str) -> str:
-    """``text`` on one printable line: a file's name can hold line breaks, terminal commands and bytes that are no text."""
+    """``text`` on one printable line: file names can hold line breaks, terminal commands and bytes that are no text."""
     joined = re.sub(r"\s*[\r\n]+\s*", " ", text.strip())
     if len(joined) > LONGEST_MESSAGE:
         joined = f"{joined[:LONGEST_MESSAGE]} ..."

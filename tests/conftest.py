@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -43,3 +44,43 @@ def speech_like(seconds: float, rate: int = 16000, seed: int = 0) -> np.ndarray:
     swing = 0.6 + 0.4 * np.sin(2 * np.pi * (3 + seed % 5) * np.arange(count) / rate)
     samples = noise * swing
     return (0.5 * samples / np.abs(samples).max()).astype(np.float32)
+
+
+@pytest.fixture(scope="session")
+def small_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle of a small ECAPA-TDNN with lively random weights (D = 16), as safetensors and as ONNX."""
+    torch = pytest.importorskip("torch")
+    from speakerkit.bundle import BundleConfig, write_bundle
+    from speakerkit.config import NamedConfig
+    from speakerkit.embedding.model import backbone_for
+    from speakerkit.export.bundle import export_bundle
+    from speakerkit.features import FrontEnd
+
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model, frontend = NamedConfig("ECAPA_TDNN", {"channels": 32, "embed_dim": 16, "joined": 48}), FrontEnd()
+        backbone = backbone_for(model, frontend)
+        for module in backbone.modules():
+            if isinstance(module, torch.nn.BatchNorm1d):
+                torch.nn.init.uniform_(module.running_mean, -0.5, 0.5)
+                torch.nn.init.uniform_(module.running_var, 0.5, 2.0)
+    path = tmp_path_factory.mktemp("models") / "small"
+    write_bundle(path, BundleConfig(model, frontend, embedding_size=16), backbone.state_dict())
+    export_bundle(path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def onnx_bundle(small_bundle: Path) -> Path:
+    """The same without its weights: configuration and ONNX file."""
+    path = small_bundle.parent / "onnx_only"
+    shutil.copytree(small_bundle, path, ignore=shutil.ignore_patterns("*.safetensors"))
+    return path
+
+
+@pytest.fixture(scope="session")
+def torch_bundle(small_bundle: Path) -> Path:
+    """The same without its ONNX file."""
+    path = small_bundle.parent / "torch_only"
+    shutil.copytree(small_bundle, path, ignore=shutil.ignore_patterns("*.onnx"))
+    return path

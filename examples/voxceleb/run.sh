@@ -115,11 +115,13 @@ stage_2() {
 }
 
 stage_3() {
-  local args=(--set "exp_dir=$exp" --set "data.valid=$lists/valid.list")
+  local args=(--set "exp_dir=$exp")
+  [ ! -f "$lists/valid.list" ] || args+=(--set "data.valid=$lists/valid.list")
   if [ "$corpus" = voxceleb ]; then
     args+=(--set data.format=shard --set "data.train=$lists/shards/shard.list")
   else
-    args+=(--set "data.train=$lists/train.list" --set "data.valid_trials=$lists/valid.trials")
+    args+=(--set "data.train=$lists/train.list")
+    [ ! -f "$lists/valid.trials" ] || args+=(--set "data.valid_trials=$lists/valid.trials")
   fi
   local store
   for store in noise rir; do

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import logging
 import sys
+from collections.abc import Callable
 from typing import Annotated, Any
 
 import typer
@@ -31,9 +32,17 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (train, average, embed, similarity, metrics, export, doctor):
+COMMANDS: tuple[Callable[..., None], ...] = (train, average, embed, similarity, metrics, export, doctor)
+DATA_COMMANDS: tuple[Callable[..., None], ...] = (
+    shards.raw,
+    shards.holdout,
+    shards.shards,
+    shards.lmdb,
+    shards.augmentations,
+)
+for command in COMMANDS:
     app.command()(command)
-for command in (shards.raw, shards.holdout, shards.shards, shards.lmdb, shards.augmentations):
+for command in DATA_COMMANDS:
     data.app.command()(command)
 app.add_typer(data.app, name="data")
 app.add_typer(score.app, name="score")

@@ -126,7 +126,13 @@ def holdout(
 
     cut = hold_out(read_data_dir(data_dir, allow_pipes), speakers, seed)
     write_utterance_list(out_dir / "train.list", cut.train)
-    write_utterance_list(out_dir / "valid.list", cut.valid)
-    labels = {True: "target", False: "nontarget"}
-    write_lines(out_dir / "valid.trials", (f"{one} {other} {labels[same]}" for one, other, same in cut.trials))
+    valid, trials = out_dir / "valid.list", out_dir / "valid.trials"
+    if cut.valid:
+        labels = {True: "target", False: "nontarget"}
+        write_utterance_list(valid, cut.valid)
+        write_lines(trials, (f"{one} {other} {labels[same]}" for one, other, same in cut.trials))
+    else:
+        valid.unlink(missing_ok=True)
+        trials.unlink(missing_ok=True)
+        typer.echo(f"{data_dir}: no speaker has three utterances, so none is held out", err=True)
     typer.echo(f"{out_dir}: {len(cut.train)} to train on, {len(cut.valid)} held out, {len(cut.trials)} trials")

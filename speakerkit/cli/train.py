@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -30,7 +31,8 @@ def train(
         launch(nproc, config, overrides or [], resume, stop_after)
         return
     result = run_experiment(config, overrides or [], resume, stop_after)
-    typer.echo(f"{experiment.exp_dir}: step {result.step} of {result.steps}, checkpoints in {result.checkpoints}")
+    if os.environ.get("RANK", "0") == "0":
+        typer.echo(f"{experiment.exp_dir}: step {result.step} of {result.steps}, checkpoints in {result.checkpoints}")
 
 
 def _require_torch() -> None:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import struct
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from speakerkit.audio import Samples, audio_info, is_container, load_audio, resample
-from speakerkit.data.augment import Chain
+from speakerkit.audio import Samples, audio_info, is_container, load_audio
+from speakerkit.data.ark import BINARY_KINDS
+from speakerkit.data.augment import Chain, speed_perturb
 from speakerkit.data.lists import Utterance, open_entry
 from speakerkit.data.sampling import Order
 from speakerkit.data.shards import ShardMember, read_member
@@ -17,6 +20,8 @@ from speakerkit.errors import AudioError, DataError, SpeakerKitError
 from speakerkit.features import FrontEnd
 
 ATTEMPTS = 10  # bad files in a row at one position before the run gives up
+SPEED_STREAM = 1  # keeps the draws of speeds apart from those of pieces and augmentations
+SLACK = 0.002  # seconds read beyond what is wanted, so that rounding and resampling never leave a piece short
 
 
 @dataclass(frozen=True)
@@ -57,14 +62,7 @@ class RawSource:
     def read(self, index: int, frames: int, stretch: float, rng: np.random.Generator) -> npt.NDArray[np.float32]:
         """(samples,) at the front-end's rate."""
         utterance = self.utterances[index]
-        source = open_entry(utterance.wav)
-        if utterance.vad:
-            pieces = [
-                load_audio(source, self.frontend.sample_rate, start=start, duration=end - start).samples
-                for start, end in utterance.vad
-            ]
-            return np.concatenate(pieces)
-        return read_piece(source, self.frontend, frames, stretch, rng)
+        return read_piece(open_entry(utterance.wav), self.frontend, frames, stretch, rng, utterance.vad)
 
 
 class ShardSource:
@@ -94,41 +92,92 @@ class FeatureSource:
 
     def read(self, index: int, frames: int, stretch: float, rng: np.random.Generator) -> npt.NDArray[np.float32]:
         """(frames, mels), mean-normalised where the front-end says so."""
-        import kaldiio
-
-        utterance = self.utterances[index]
-        try:
-            matrix = np.asarray(kaldiio.load_mat(utterance.feat), dtype=np.float32)
-        except (OSError, ValueError, RuntimeError, AssertionError, EOFError) as error:
-            raise DataError(utterance.feat, f"holds no feature matrix ({error!r})", "write it again") from None
-        if matrix.ndim != 2 or matrix.shape[1] != self.frontend.num_mels:
-            raise DataError(
-                utterance.feat,
-                f"has shape {matrix.shape}",
-                f"(frames, {self.frontend.num_mels}) is what frontend.num_mels says",
-            )
-        if not np.isfinite(matrix).all():
-            raise DataError(utterance.feat, "holds NaN or infinite features", "write it again")
+        matrix = read_features(self.utterances[index].feat, self.frontend)
         piece = fit_length(matrix, frames, rng)
         return piece - piece.mean(axis=0) if self.frontend.mean_norm else piece
 
 
+def read_features(location: str, frontend: FrontEnd) -> npt.NDArray[np.float32]:
+    """A feature matrix (frames, mels) of a Kaldi archive.
+
+    kaldiio's ``load_mat`` is not used: it unpickles an entry that is marked so, and runs ``cmd |[0:1]``.
+
+    Args:
+        location: ``x.ark:offset``.
+
+    Raises:
+        DataError: no binary Kaldi matrix there, or one of another shape or with values that are not finite.
+    """
+    from kaldiio import matio
+
+    path, _, offset = location.rpartition(":")
+    if not offset.isdigit():
+        path, offset = location, "0"
+    try:
+        with open(path, "rb") as stream:
+            stream.seek(int(offset))
+            head = stream.read(5)
+            if head[:2] != b"\0B" or head[2:] not in BINARY_KINDS:
+                raise ValueError(f"it starts with {head!r}")
+            stream.seek(int(offset))
+            matrix = np.asarray(matio.read_matrix_or_vector(stream), dtype=np.float32)
+    except (
+        OSError,
+        ValueError,
+        RuntimeError,
+        AssertionError,
+        EOFError,
+        OverflowError,
+        MemoryError,
+        struct.error,
+    ) as error:
+        raise DataError(location, f"holds no feature matrix ({error})", "extract the features again") from None
+    if matrix.ndim != 2 or not len(matrix) or matrix.shape[1] != frontend.num_mels:
+        raise DataError(
+            location, f"has shape {matrix.shape}", f"(frames, {frontend.num_mels}) is what frontend.num_mels says"
+        )
+    if not np.isfinite(matrix).all():
+        raise DataError(location, "holds NaN or infinite features", "extract the features again")
+    return matrix
+
+
 def read_piece(
-    source: str | bytes, frontend: FrontEnd, frames: int, stretch: float, rng: np.random.Generator
+    source: str | bytes,
+    frontend: FrontEnd,
+    frames: int,
+    stretch: float,
+    rng: np.random.Generator,
+    segments: Sequence[tuple[float, float]] = (),
 ) -> Samples:
-    """Decode only a random piece of ``source``, long enough for ``frames`` frames after a change of speed."""
-    if is_container(source):
-        return load_audio(source, frontend.sample_rate).samples
-    info = audio_info(source)
-    wanted = (frontend.chunk_samples(frames) + 1) * stretch / frontend.sample_rate + 0.001  # seconds
-    if info.seconds <= wanted:
-        return load_audio(source, frontend.sample_rate).samples
-    start = rng.uniform(0.0, info.seconds - wanted)
-    return load_audio(source, frontend.sample_rate, start=start, duration=wanted).samples
+    """A random piece, long enough for ``frames`` frames after a change of speed; only it is decoded.
+
+    Args:
+        segments: (start, end) in seconds; the piece is cut from their concatenation, or from the whole if there are none.
+    """
+    rate: int | None = None
+    recording: str | bytes | Samples = source
+    if is_container(source):  # decodes as a whole or not at all
+        rate = frontend.sample_rate
+        recording = load_audio(source, rate).samples
+        seconds = len(recording) / rate
+    else:
+        seconds = audio_info(source).seconds
+    segments = segments or ((0.0, seconds),)
+    total = sum(end - start for start, end in segments)
+    wanted = frontend.chunk_samples(frames) * stretch / frontend.sample_rate + SLACK
+    offset = rng.uniform(0.0, total - wanted) if total > wanted else 0.0
+    pieces = []
+    for start, end in segments:
+        first, last = max(0.0, offset), min(end - start, offset + wanted)
+        offset -= end - start
+        if last - first > SLACK / 2 or len(segments) == 1:
+            piece = load_audio(recording, frontend.sample_rate, rate=rate, start=start + first, duration=last - first)
+            pieces.append(piece.samples)
+    return np.concatenate(pieces)
 
 
 def fit_length(values: npt.NDArray[np.float32], length: int, rng: np.random.Generator) -> npt.NDArray[np.float32]:
-    """A random stretch of exactly ``length`` along the first axis; shorter input is repeated."""
+    """A random stretch of exactly ``length`` along the first axis; shorter input, of at least 1, is repeated."""
     if len(values) < length:
         repeats = -(-length // len(values))
         values = np.concatenate([values] * repeats)
@@ -169,7 +218,7 @@ class TrainingDataset:
             rng = np.random.default_rng([self.seed, position, attempt])
             index = self.order.item(position) if attempt == 0 else int(rng.integers(len(self.source.keys)))
             try:
-                values, label = self._draw(index, rng)
+                values, label = self._draw(index, self._speed(position, attempt), rng)
             except SpeakerKitError as error:
                 failures.append((self.source.keys[index], str(error)))
                 continue
@@ -180,15 +229,18 @@ class TrainingDataset:
             "run `speakerkit data check`",
         )
 
-    def _draw(self, index: int, rng: np.random.Generator) -> tuple[npt.NDArray[np.float32], int]:
-        factor = int(rng.integers(len(self.speeds)))
+    def _speed(self, position: int, attempt: int) -> int:
+        """Which speed factor is drawn: one for the whole of a run."""
+        rng = np.random.default_rng([self.seed, self.order.run(position), attempt, SPEED_STREAM])
+        return int(rng.integers(len(self.speeds)))
+
+    def _draw(self, index: int, factor: int, rng: np.random.Generator) -> tuple[npt.NDArray[np.float32], int]:
         speed = self.speeds[factor]
         label = self.classes[self.source.speakers[index]] + factor * len(self.classes)
         values = self.source.read(index, self.chunk_frames, speed, rng)
         if values.ndim == 2:
             return values, label
-        if speed != 1.0:
-            values = resample(values, speed * self.frontend.sample_rate, self.frontend.sample_rate)
+        values = speed_perturb(values, self.frontend.sample_rate, speed)
         values = fit_length(values, self.frontend.chunk_samples(self.chunk_frames), rng)
         if self.chain is not None:
             values = self.chain(values, self.frontend.sample_rate, rng)

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from speakerkit.data.lists import Utterance
-from speakerkit.errors import DataError
 
 MIN_UTTERANCES = 3  # one is held out, at least two remain to train on
 
@@ -31,19 +30,14 @@ class Holdout:
 def hold_out(utterances: Iterable[Utterance], speakers: int, seed: int) -> Holdout:
     """Hold out one utterance of each of up to ``speakers`` speakers that have three or more.
 
-    Every speaker stays in training. The trials pair each held-out utterance with all training utterances of the chosen
+    Every speaker stays in training; where none has three, nothing is held out. The trials pair each held-out utterance with all training utterances of the chosen
     speakers; since these were trained on, their EER shows progress and is no result.
-
-    Raises:
-        DataError: no speaker has three utterances.
     """
     utterances = list(utterances)
     by_speaker: dict[str, list[Utterance]] = {}
     for utterance in sorted(utterances, key=lambda utterance: utterance.key):
         by_speaker.setdefault(utterance.speaker, []).append(utterance)
     eligible = sorted(speaker for speaker, items in by_speaker.items() if len(items) >= MIN_UTTERANCES)
-    if not eligible:
-        raise DataError(None, "no speaker has three utterances to hold one out of", "use --valid-speakers 0")
     rng = np.random.default_rng(seed)
     chosen = sorted(rng.permutation(eligible)[:speakers].tolist())
     valid = [by_speaker[speaker][int(rng.integers(len(by_speaker[speaker])))] for speaker in chosen]

@@ -19,6 +19,9 @@ class Order(Protocol):
     def item(self, position: int) -> int:
         """The index of the item at ``position``."""
 
+    def run(self, position: int) -> int:
+        """Number of the run that ``position`` stands in: a run is of one speaker, and so of one speed."""
+
 
 class ShuffledOrder:
     """Each item once an epoch, shuffled anew; items that stand in one window of groups stay near each other.
@@ -41,6 +44,10 @@ class ShuffledOrder:
         if epoch != self._epoch:
             self._epoch, self._order = epoch, self._shuffled(epoch)
         return int(self._order[place])
+
+    def run(self, position: int) -> int:
+        """Every position is a run of its own."""
+        return position
 
     def _shuffled(self, epoch: int) -> npt.NDArray[np.int64]:
         rng = np.random.default_rng([self.seed, epoch])
@@ -80,6 +87,10 @@ class BalancedOrder:
         items = self.speakers[self._order[index]]
         rng = np.random.default_rng([self.seed, epoch, slot])
         return int(rng.choice(items, self.utterances, replace=len(items) < self.utterances)[place])
+
+    def run(self, position: int) -> int:
+        """The K utterances of a speaker are a run."""
+        return position // self.utterances
 
 
 class PositionBatches:

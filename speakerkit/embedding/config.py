@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -28,12 +29,13 @@ class DataConfig:
     Attributes:
         train: ``raw.list``, ``shard.list`` or ``feat.list``.
         format: which of the three ``train`` is.
-        valid: raw list of held-out utterances of training speakers (loss and accuracy); ``None`` for none.
-        valid_trials: trials over utterances of ``valid`` and a raw ``train`` (EER); ``None`` for no EER.
+        valid: held-out utterances of training speakers (loss and accuracy), a raw list, or a feat list where ``train`` is
+            one; ``None`` for none.
+        valid_trials: trials over utterances of ``valid`` and of a raw or feat ``train`` (EER); ``None`` for no EER.
         noise, rir: stores (LMDB, folder or Kaldi directory) for augmentation.
         batch_size: chunks a step on each rank.
         chunk_frames: frames of a training chunk.
-        speeds: speed factors; each but 1.0 makes a new speaker of every speaker.
+        speeds: speed factors, 1.0 first; each of the others makes a new speaker of every speaker.
         augment: chain of augmentations, each ``{name, prob, ...}`` (``speakerkit data augmentations`` lists them).
         sampling: "shuffle", or "balanced" (P speakers x ``utterances_per_speaker``).
         shuffle_shards: shards whose utterances are shuffled together.
@@ -67,6 +69,14 @@ class DataConfig:
             raise ConfigError("data", "batch_size and chunk_frames must be positive", "set them to at least 1")
         if not self.speeds or min(self.speeds) <= 0 or len(set(self.speeds)) < len(self.speeds):
             raise ConfigError("data.speeds", f"is {self.speeds}", "give distinct positive factors, such as [1.0, 0.9]")
+        if self.speeds[0] != 1.0:
+            raise ConfigError("data.speeds", f"is {self.speeds}", "the first factor is 1.0, the speakers as they are")
+        if min(self.shuffle_shards, self.utterances_per_speaker) < 1 or min(self.workers, self.max_bad_share) < 0:
+            raise ConfigError(
+                "data",
+                "has a negative count",
+                "shuffle_shards and utterances_per_speaker start at 1, workers and max_bad_share at 0",
+            )
         if self.sampling == "balanced" and self.batch_size % self.utterances_per_speaker:
             raise ConfigError(
                 "data.batch_size", "is no multiple of utterances_per_speaker", "P speakers x K utterances make a batch"
@@ -82,6 +92,14 @@ class MarginConfig:
     start_step: int = 0
     end_step: int = 0
     shape: Literal["exponential", "linear"] = "exponential"
+
+    def __post_init__(self) -> None:
+        if not (0 <= self.initial < math.pi / 2 and 0 <= self.final < math.pi / 2):
+            raise ConfigError(
+                "margin", f"goes from {self.initial} to {self.final}", "margins are from 0 to below pi / 2"
+            )
+        if self.start_step > max(0, self.end_step):
+            raise ConfigError("margin.end_step", "is before start_step", "the margin is final from end_step on")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -32,9 +32,10 @@ Run = Callable[[Features], Vector]
 Entry = TypeVar("Entry")
 Result = TypeVar("Result")
 
-# Recordings of equal length are looked for within stretches of the list. Where a stretch ends depends on the list alone,
-# so that which are run together, and with it the last bit of an embedding, does not depend on the number of threads.
 CUDA = "CUDAExecutionProvider"
+
+# Recordings of equal length are looked for within stretches of the list. Where a stretch ends depends on the list only:
+# which recordings are run together, and so the last bit of an embedding, does not depend on the number of threads.
 STRETCH_BATCHES = 8
 STRETCH_FRAMES = 200_000  # 64 MB of features with 80 mels
 

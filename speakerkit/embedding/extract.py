@@ -94,7 +94,7 @@ def embed_to_file(
 
 
 class _PaddedNotes:
-    """``NAME.padded.tsv``: a row goes in before its vector, so that a killed run leaves no padded vector without one."""
+    """``NAME.padded.tsv``; a row goes in before its vector, so that a killed run leaves no vector unmarked."""
 
     def __init__(self, writer: EmbeddingWriter, resume: bool) -> None:
         self.writer = writer

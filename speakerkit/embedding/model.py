@@ -32,9 +32,15 @@ class SpeakerNet(nn.Module):
         self.backbone, self.head, self.fbank, self.spec_augment = backbone, head, fbank, spec_augment
 
     def forward(self, inputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, samples) or (B, T, F), and labels (B,), to logits with margin (B, classes) and the classes taken (B,)."""
+        """(B, samples) or (B, T, F), and labels (B,), to logits (B, classes) and the classes taken (B,).
+
+        The logits have the margin in training only: a margin that grows would make validation losses incomparable.
+        """
         features = inputs if self.fbank is None else self.fbank(inputs)  # (B, T, F)
         embedding = self.backbone(self.spec_augment(features))  # (B, D)
+        if not self.training:
+            scores = self.head.scores(embedding)  # (B, classes)
+            return scores, scores.argmax(dim=1)
         with torch.no_grad():
             taken = self.head.scores(embedding).argmax(dim=1)
         return self.head(embedding, labels), taken

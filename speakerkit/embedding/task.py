@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import signal
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -19,8 +20,16 @@ from speakerkit.bundle import read_bundle
 from speakerkit.config import to_dict
 from speakerkit.data.ark import Embeddings
 from speakerkit.data.augment import Chain, build_chain
-from speakerkit.data.dataset import FeatureSource, RawSource, Sample, ShardSource, Source, TrainingDataset
-from speakerkit.data.lists import Utterance, read_utterance_list
+from speakerkit.data.dataset import (
+    FeatureSource,
+    RawSource,
+    Sample,
+    ShardSource,
+    Source,
+    TrainingDataset,
+    read_features,
+)
+from speakerkit.data.lists import Utterance, open_entry, read_utterance_list
 from speakerkit.data.sampling import BalancedOrder, Order, PositionBatches, ShuffledOrder
 from speakerkit.data.shards import read_shard_list
 from speakerkit.data.stores import open_store
@@ -29,7 +38,7 @@ from speakerkit.embedding.heads import HEADS
 from speakerkit.embedding.margin import margin_at
 from speakerkit.embedding.model import SpeakerNet, backbone_for, load_backbone, load_tensors
 from speakerkit.errors import ConfigError, DataError, SpeakerKitError, TrainingError
-from speakerkit.features import features
+from speakerkit.features import Features, features
 from speakerkit.nn.fbank import Fbank, SpecAugment
 from speakerkit.nn.weights import load_checkpoint
 from speakerkit.verification.cosine import score_cosine
@@ -66,7 +75,7 @@ class EmbeddingTask:
             chain=_chain(config),
             seed=config.seed,
         )
-        self.valid = read_utterance_list(config.data.valid, config.data.allow_pipes) if config.data.valid else []
+        self.valid = _read_list(config.data.valid, config) if config.data.valid else []
         strangers = sorted({utterance.speaker for utterance in self.valid} - self.classes.keys())
         if strangers:
             raise DataError(
@@ -101,6 +110,8 @@ class EmbeddingTask:
     def train_batches(self, rank: int, world: int) -> Iterator[Batch]:
         """This rank's batches from the current position on."""
         data = self.config.data
+        if rank == 0 and len(self.source.keys) < data.batch_size * world:
+            logger.warning("%d utterances are fewer than a step takes: they repeat within it", len(self.source.keys))
         loader: DataLoader[Any] = DataLoader(
             _ErrorsAsValues(self.dataset),  # type: ignore[arg-type]
             batch_sampler=PositionBatches(self.position, data.batch_size, rank, world),
@@ -108,6 +119,7 @@ class EmbeddingTask:
             collate_fn=_collate,
             pin_memory=torch.cuda.is_available(),
             prefetch_factor=4 if data.workers else None,
+            worker_init_fn=_leave_signals_to_trainer,
         )
         for batch in loader:
             if isinstance(batch, SpeakerKitError):
@@ -136,8 +148,9 @@ class EmbeddingTask:
         """Held-out utterances: one fixed chunk each, at its own speed, not augmented."""
         if not self.valid:
             return
+        source = FeatureSource if self.config.data.format == "feat" else RawSource
         dataset = TrainingDataset(
-            RawSource(self.valid, self.config.frontend),
+            source(self.valid, self.config.frontend),
             ShuffledOrder([range(len(self.valid))], seed=0),
             self.classes,
             self.config.frontend,
@@ -151,7 +164,7 @@ class EmbeddingTask:
             yield _stack([dataset[index] for index in range(first, min(first + size, len(self.valid)))])
 
     def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """Cross-entropy of the head's logits; accuracy is that of the logits without margin."""
+        """Cross-entropy of the head's logits (in evaluation without margin); accuracy is that without margin."""
         logits, taken = model(batch["inputs"], batch["labels"])
         accuracy = (taken == batch["labels"]).float().mean()
         return F.cross_entropy(logits.float(), batch["labels"]), {"accuracy": accuracy}
@@ -165,11 +178,18 @@ class EmbeddingTask:
         vectors = []
         keys = sorted({*self.trials.enrol_ids, *self.trials.test_ids})
         for key in keys:
-            samples = load_audio(known[key].wav, self.config.frontend.sample_rate).samples
-            feats = torch.from_numpy(features(samples, self.config.frontend))[None].to(device)  # (1, T, F)
+            feats = torch.from_numpy(self._whole(known[key]))[None].to(device)  # (1, T, F)
             vectors.append(model.backbone(feats)[0].float().cpu().numpy())
         scores = score_cosine(Embeddings(keys, np.stack(vectors)), self.trials)
         return {"valid_eer": 100 * evaluate(scores).eer}
+
+    def _whole(self, utterance: Utterance) -> Features:
+        """Features (T, F) of the whole of an utterance, as at inference."""
+        frontend = self.config.frontend
+        if not utterance.feat:
+            return features(load_audio(open_entry(utterance.wav), frontend.sample_rate).samples, frontend)
+        matrix = read_features(utterance.feat, frontend)
+        return matrix - matrix.mean(axis=0) if frontend.mean_norm else matrix
 
     def start_step(self, model: Any, step: int) -> dict[str, float]:
         """Set the head's margin."""
@@ -199,7 +219,7 @@ class EmbeddingTask:
         self.bad_draws, self.bad = int(state["bad_draws"]), dict(state["bad"])
 
     def _trial_utterances(self) -> list[Utterance]:
-        trained_on = self.source.utterances if isinstance(self.source, RawSource) else []
+        trained_on = [] if isinstance(self.source, ShardSource) else self.source.utterances
         return [*self.valid, *trained_on]
 
     def _trials(self) -> Trials | None:
@@ -213,27 +233,36 @@ class EmbeddingTask:
             raise DataError(
                 self.config.data.valid_trials,
                 f"names {len(missing)} utterances that are in neither list, {missing[0]!r} first",
-                "trials are over utterances of data.valid and a raw data.train",
+                "trials are over utterances of data.valid and of a raw or feat data.train",
             )
         return trials
 
 
-def _open_source(config: EmbeddingConfig) -> Source:
+def _open_source(config: EmbeddingConfig) -> RawSource | ShardSource | FeatureSource:
     data = config.data
-    source: Source
+    source: RawSource | ShardSource | FeatureSource
     if data.format == "shard":
         source = ShardSource(
             read_shard_list(data.train, allow_pipes=data.allow_pipes, cache=data.shard_cache), config.frontend
         )
     else:
-        utterances = read_utterance_list(data.train, data.allow_pipes)
-        wrong = next((u.key for u in utterances if bool(u.feat) != (data.format == "feat")), None)
-        if wrong is not None:
-            raise DataError(data.train, f"{wrong!r} is not an entry of a {data.format} list", "set data.format")
-        source = (FeatureSource if data.format == "feat" else RawSource)(utterances, config.frontend)
-    if not source.keys:
-        raise DataError(data.train, "names no utterances", "run the preparation stage again")
+        source = (FeatureSource if data.format == "feat" else RawSource)(
+            _read_list(data.train, config), config.frontend
+        )
     return source
+
+
+def _read_list(path: str, config: EmbeddingConfig) -> list[Utterance]:
+    """A raw list, or a feat list where the training list is one."""
+    data = config.data
+    utterances = read_utterance_list(path, data.allow_pipes)
+    kind = "feat" if data.format == "feat" else "raw"
+    wrong = next((utterance.key for utterance in utterances if bool(utterance.feat) != (kind == "feat")), None)
+    if wrong is not None:
+        raise DataError(path, f"{wrong!r} is not an entry of a {kind} list", "set data.format")
+    if not utterances:
+        raise DataError(path, "names no utterances", "run the preparation stage again")
+    return utterances
 
 
 def _order(config: EmbeddingConfig, source: Source) -> Order:
@@ -266,6 +295,12 @@ def _chain(config: EmbeddingConfig) -> Chain | None:
         noise_store=open_store(data.noise) if data.noise else None,
         rir_store=open_store(data.rir) if data.rir else None,
     )
+
+
+def _leave_signals_to_trainer(worker: int) -> None:
+    """A signal to a whole group of processes must not end the loading ones before the trainer has saved."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
 
 
 class _ErrorsAsValues:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import shutil
 from collections.abc import Sequence
@@ -12,8 +13,10 @@ import torch
 from torch import Tensor
 
 from speakerkit.errors import BundleError
-from speakerkit.files import atomic_path
+from speakerkit.files import atomic_open, atomic_path
 from speakerkit.nn.weights import load_checkpoint
+
+logger = logging.getLogger("speakerkit.training")
 
 NAME = re.compile(r"step_(\d{8})\.pt")
 
@@ -29,9 +32,17 @@ def list_checkpoints(folder: Path) -> list[Path]:
 
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
-    """Write ``state`` (tensors and plain values); a killed write leaves the older checkpoints alone."""
-    with atomic_path(path) as temporary:
-        torch.save(state, temporary)
+    """Write ``state`` (tensors and plain values); a killed write leaves the older checkpoints alone.
+
+    Raises:
+        BundleError: the disk does not take it.
+    """
+    try:
+        with atomic_open(path, "wb") as stream:
+            torch.save(state, stream)
+    except (OSError, RuntimeError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise BundleError(path, f"cannot be written ({reason})", "check the disk's space and permissions") from None
 
 
 def newest_checkpoint(folder: Path) -> tuple[Path, dict[str, Any]] | None:
@@ -43,9 +54,13 @@ def newest_checkpoint(folder: Path) -> tuple[Path, dict[str, Any]] | None:
     error: BundleError | None = None
     for path in reversed(list_checkpoints(folder)):
         try:
-            return path, load_checkpoint(path)
+            state = load_checkpoint(path)
         except BundleError as caught:
             error = error or caught
+            continue
+        if error is not None:
+            logger.warning("%s; going on from %s", error, path)
+        return path, state
     if error is not None:
         raise error
     return None
@@ -63,6 +78,18 @@ def keep_best(folder: Path, path: Path) -> None:
         shutil.copyfile(path, temporary)
 
 
+def model_of(state: dict[str, Any], path: str | Path) -> dict[str, Tensor]:
+    """The model's tensors in a checkpoint.
+
+    Raises:
+        BundleError: it holds none.
+    """
+    model = state.get("model")
+    if not isinstance(model, dict) or not all(isinstance(tensor, Tensor) for tensor in model.values()):
+        raise BundleError(path, "is no checkpoint of a training run", "name one of EXP_DIR/checkpoints")
+    return model
+
+
 def average_states(paths: Sequence[Path]) -> dict[str, Tensor]:
     """Arithmetic mean of the ``model`` of several checkpoints, in float64; counters are taken from the last.
 
@@ -73,7 +100,7 @@ def average_states(paths: Sequence[Path]) -> dict[str, Tensor]:
         raise BundleError(None, "there is no checkpoint to average", "train first")
     total: dict[str, Tensor] = {}
     for path in paths:
-        model: dict[str, Tensor] = load_checkpoint(path)["model"]
+        model = model_of(load_checkpoint(path), path)
         if total and {k: v.shape for k, v in total.items()} != {k: v.shape for k, v in model.items()}:
             raise BundleError(path, "has other tensors than the checkpoints before it", "average one run only")
         for name, tensor in model.items():

@@ -31,12 +31,12 @@ class OptimConfig:
 
 @dataclass(frozen=True)
 class ScheduleConfig:
-    """Learning rate over the steps: linear warm-up from 0, then a decay to ``final_lr`` at the last step.
+    """Learning rate over the steps: a decay to ``final_lr`` at the end, times a linear warm-up from 0.
 
     Attributes:
-        name: "exponential" (WeSpeaker's ExponentialDecrease), "cosine", "linear" or "constant" after the warm-up.
+        name: "exponential" (WeSpeaker's ExponentialDecrease), "cosine", "linear" or "constant".
         warmup_steps: steps of the warm-up.
-        final_lr: learning rate at the last step (scaled like ``optim.lr``).
+        final_lr: learning rate at the end (scaled like ``optim.lr``).
     """
 
     name: Literal["exponential", "cosine", "linear", "constant"] = "exponential"
@@ -58,7 +58,8 @@ class TrainerConfig:
         precision: autocast type; "fp16" scales its losses and needs CUDA.
         accumulate: batches summed into one step.
         grad_clip: largest gradient norm; 0 for no clipping.
-        valid_every, save_every, log_every: steps between; 0 never, the last step always validates and saves.
+        valid_every, save_every: steps between; 0 never, the last step always validates and saves.
+        log_every: steps between two lines of the log.
         keep_last: newest checkpoints kept for resuming.
         average: newest checkpoints kept for averaging.
         best_metric: validation metric, smaller is better, whose best checkpoint is kept.
@@ -106,3 +107,7 @@ class RunConfig:
     optim: OptimConfig = field(default_factory=OptimConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
+
+    def __post_init__(self) -> None:
+        if self.seed < 0:
+            raise ConfigError("seed", f"is {self.seed}", "give 0 or a positive number")

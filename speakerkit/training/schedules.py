@@ -10,14 +10,15 @@ from speakerkit.training.config import ScheduleConfig
 def learning_rate(step: int, steps: int, peak: float, final: float, config: ScheduleConfig) -> float:
     """Learning rate of ``step`` (from 0) in a run of ``steps``.
 
-    Warm-up is linear, ``peak * (step + 1) / warmup_steps``; the decay then goes from ``peak`` to ``final`` over the
-    rest, exponentially (``peak * (final / peak) ** t``), along half a cosine, linearly, or not at all.
+    The decay goes from ``peak`` at step 0 to ``final`` after the last one: exponentially (``peak * (final / peak) **
+    t`` with t = step / steps), along half a cosine, linearly, or not at all. A linear warm-up multiplies it, by
+    ``step / warmup_steps``; that the two overlap is WeSpeaker's way (``wespeaker/utils/schedulers.py``). A first step at
+    rate 0 would be for nothing, so the warm-up is one step ahead of WeSpeaker's.
     """
-    if step < config.warmup_steps:
-        return peak * (step + 1) / config.warmup_steps
-    t = min(1.0, (step - config.warmup_steps) / max(1, steps - 1 - config.warmup_steps))
+    t = min(1.0, step / steps)
+    warmth = min(1.0, (step + 1) / max(1, config.warmup_steps))
     if config.name == "exponential":
-        return peak * (final / peak) ** t
+        return warmth * peak * (final / peak) ** t
     if config.name == "cosine":
-        return final + (peak - final) * 0.5 * (1 + math.cos(math.pi * t))
-    return peak + (final - peak) * t if config.name == "linear" else peak
+        return warmth * (final + (peak - final) * 0.5 * (1 + math.cos(math.pi * t)))
+    return warmth * (peak + (final - peak) * t if config.name == "linear" else peak)

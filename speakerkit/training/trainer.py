@@ -23,6 +23,7 @@ from speakerkit.training.checkpoint import (
     keep_best,
     list_checkpoints,
     load_checkpoint,
+    model_of,
     newest_checkpoint,
     prune,
     save_checkpoint,
@@ -33,8 +34,8 @@ from speakerkit.training.log import RunLog
 from speakerkit.training.schedules import learning_rate
 from speakerkit.training.task import Batch, Task
 
-GOING_ON, STOP_ASKED, FAILED = 0, 1, 2
 WAITING_WARNING = 0.3  # share of time spent waiting for data
+IMPATIENCE = 2.0  # seconds after which a second signal to stop is meant: a terminal and a launcher may both send one
 
 
 @dataclass(frozen=True)
@@ -91,7 +92,8 @@ class Trainer:
         self.best = math.inf
         self.metrics: dict[str, float] = {}
         self.skipped = 0
-        self._stop_asked = False
+        self._stopgap: Path | None = None
+        self._stop_asked_at = 0.0
 
     def resume(self, resume: str = "auto") -> None:
         """Take up a checkpoint.
@@ -101,7 +103,8 @@ class Trainer:
                 the path of one.
 
         Raises:
-            TrainingError: there is one where none should be, or it is of other classes or architecture.
+            TrainingError: there is one where none should be, it is of other classes or architecture, or older than others
+                in the folder.
             BundleError: it cannot be read.
         """
         if resume == "none":
@@ -117,21 +120,38 @@ class Trainer:
             path, state = found
         else:
             path, state = Path(resume), load_checkpoint(resume)
-        mine = self.task.fingerprint()
-        theirs = state.get("fingerprint", {})
-        for name in mine:
-            if mine[name] != theirs.get(name):
+        self._check_fingerprint(path, state.get("fingerprint"))
+        try:
+            self.model.load_state_dict(model_of(state, path))
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.scaler.load_state_dict(state["scaler"])
+            self.task.load_state_dict(state["task"])
+            self.step, self.best = int(state["step"]), float(state["best"])
+            self.metrics, self.skipped = dict(state["metrics"]), int(state["skipped"])
+            self._stopgap = checkpoint_path(self.folder, self.step) if state["stopgap"] else None
+        except (KeyError, ValueError, TypeError, RuntimeError) as error:
+            reason = (str(error).splitlines() or [""])[0]
+            raise TrainingError(
+                str(path),
+                f"does not fit this run ({type(error).__name__}: {reason})",
+                "restore the configuration, or train into another exp_dir",
+            ) from None
+        newest = list_checkpoints(self.folder)[-1:]
+        if newest and newest[0] > checkpoint_path(self.folder, self.step):
+            raise TrainingError(
+                str(path), f"is older than {newest[0]}", "move the newer ones away, or train into another exp_dir"
+            )
+
+    def _check_fingerprint(self, path: Path, theirs: Any) -> None:
+        if not isinstance(theirs, dict):
+            raise TrainingError(str(path), "is no checkpoint to go on from", "name one of EXP_DIR/checkpoints")
+        for name, mine in self.task.fingerprint().items():
+            if mine != theirs.get(name):
                 raise TrainingError(
                     str(path),
-                    f"was trained with another {name} ({_brief(theirs.get(name))} there, {_brief(mine[name])} here)",
+                    f"was trained with another {name} ({_brief(theirs.get(name))} there, {_brief(mine)} here)",
                     "restore the configuration and lists, or train into another exp_dir",
                 )
-        self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.scaler.load_state_dict(state["scaler"])
-        self.task.load_state_dict(state["task"])
-        self.step, self.best = int(state["step"]), float(state["best"])
-        self.metrics, self.skipped = dict(state["metrics"]), int(state["skipped"])
 
     def fit(self, stop_after: int | None = None) -> TrainingResult:
         """Train up to ``trainer.steps``.
@@ -177,7 +197,8 @@ class Trainer:
             metrics, keys = self._train_step(model, drawn)
             if metrics is None:
                 bad_in_row += 1
-                self._report_bad_step(log, keys, bad_in_row)
+                with self.world.together():
+                    self._report_bad_step(log, keys, bad_in_row)
             else:
                 bad_in_row = 0
                 counted += 1
@@ -185,11 +206,11 @@ class Trainer:
                     totals[name] = totals.get(name, 0.0) + value
             self.step += 1
             log.step(self.step)
-            stopping = self.world.highest(STOP_ASKED if self._stop_asked else GOING_ON) == STOP_ASKED
-            at_end = self.step == last or stopping
+            asked_to_stop = bool(self.world.highest(int(self._stop_asked_at > 0)))
+            at_end = self.step == last or asked_to_stop
             if counted and (self.step % self.config.log_every == 0 or at_end):
                 share = waited / max(1e-9, time.monotonic() - began)
-                means = {name: value / counted for name, value in totals.items()}
+                means = self.world.mean({name: value / counted for name, value in totals.items()})
                 shown = {**means, "lr": self._lr(self.step - 1), **settings, "waiting": share, "skipped": self.skipped}
                 log.numbers(self.step, shown, "train")
                 if share > WAITING_WARNING and self.step >= 2 * self.config.log_every:
@@ -198,7 +219,7 @@ class Trainer:
                     )
                 waited, began, totals, counted = 0.0, time.monotonic(), {}, 0
             self._validate_and_save(log, at_end)
-            if stopping:
+            if at_end and self.step < self.config.steps:
                 log.message(f"stopped at step {self.step}; the same command goes on from there")
                 break
 
@@ -214,37 +235,39 @@ class Trainer:
         running = [buffer.clone() for buffer in self.model.buffers()]  # batch-norm statistics before a possible NaN
         self.optimizer.zero_grad(set_to_none=True)
         metrics: dict[str, float] = {}
-        finite = True
         for index, batch in enumerate(drawn):
             last = index == len(drawn) - 1
             with nullcontext() if last or self.world.size == 1 else model.no_sync():  # type: ignore[operator]
                 with self._autocast():
                     loss, named = self.task.loss(model, _to_device(batch, self.world.device))
                 self.scaler.scale(loss / len(drawn)).backward()
-            finite = finite and bool(torch.isfinite(loss.detach()))
             for name, value in {"loss": loss.detach(), **named}.items():
                 metrics[name] = metrics.get(name, 0.0) + float(value) / len(drawn)
         self.scaler.unscale_(self.optimizer)
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.config.grad_clip or math.inf)
-        # Under fp16 an overflowing gradient is the scaler's own affair: it skips the step and lowers its scale.
-        finite = finite and (self.scaler.is_enabled() or bool(torch.isfinite(norm)))
-        keys = [str(key) for batch in drawn for key in batch["keys"]]
+        finite = math.isfinite(metrics["loss"]) and (math.isfinite(norm) or self._overflowed())
         if self.world.highest(int(not finite)):
+            keys = [str(key) for batch in drawn for key in batch["keys"]]
             with torch.no_grad():
                 for buffer, before in zip(self.model.buffers(), running, strict=True):
                     buffer.copy_(before)
             self.optimizer.zero_grad(set_to_none=True)
             self.scaler.update()
-            return None, keys if not finite else []
+            return None, self.world.gather([] if finite else keys)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         metrics["grad_norm"] = float(norm)
-        return metrics, keys
+        return metrics, []
+
+    def _overflowed(self) -> bool:
+        """Whether gradients that are not finite may be fp16's own affair: the scaler skips the step and lowers its scale."""
+        return self.scaler.is_enabled() and self.scaler.get_scale() > 1.0
 
     def _report_bad_step(self, log: RunLog, keys: list[str], in_row: int) -> None:
         self.skipped += 1
-        named = ", ".join(keys) or "another rank's"
-        log.message(f"step {self.step}: loss or gradient not finite, skipped; batch: {named}", logging.WARNING)
+        log.message(
+            f"step {self.step}: loss or gradient not finite, skipped; batch: {', '.join(keys)}", logging.WARNING
+        )
         if in_row >= self.config.max_bad_steps:
             newest = list_checkpoints(self.folder)
             kept = f"the last finite checkpoint is {newest[-1]}" if newest else "no checkpoint was due before that"
@@ -255,9 +278,9 @@ class Trainer:
             )
 
     def _validate_and_save(self, log: RunLog, at_end: bool) -> None:
-        validating = at_end or (self.config.valid_every > 0 and self.step % self.config.valid_every == 0)
-        saving = validating or (self.config.save_every > 0 and self.step % self.config.save_every == 0)
-        if not saving:
+        validating = self.step == self.config.steps or self._due(self.config.valid_every)
+        planned = validating or self._due(self.config.save_every)
+        if not planned and not at_end:
             return
         with self.world.together():  # the main rank works, the others wait
             if self.world.is_main:
@@ -265,7 +288,12 @@ class Trainer:
                 if metrics:
                     self.metrics = metrics
                     log.numbers(self.step, metrics, "valid")
-                self._save(validated=bool(metrics))
+                    if self.config.best_metric not in metrics:
+                        log.message(f"trainer.best_metric is none of {', '.join(metrics)}", logging.WARNING)
+                self._save(validated=bool(metrics), planned=planned)
+
+    def _due(self, every: int) -> bool:
+        return every > 0 and self.step % every == 0
 
     def _validate(self) -> dict[str, float]:
         """Loss and metrics averaged over the validation batches, and the task's own evaluation."""
@@ -285,7 +313,9 @@ class Trainer:
         self.model.train()
         return metrics
 
-    def _save(self, validated: bool) -> None:
+    def _save(self, validated: bool, planned: bool) -> None:
+        """Write a checkpoint. One that is not ``planned`` stands in for a stop only, and gives way to the next: what is
+        averaged must not depend on where a run was stopped."""
         broken = [name for name, tensor in self.model.state_dict().items() if not torch.isfinite(tensor).all()]
         if broken:
             raise TrainingError(str(self.exp_dir), f"{broken[0]} is not finite; nothing was saved", "lower optim.lr")
@@ -306,8 +336,12 @@ class Trainer:
                 "best": self.best,
                 "metrics": self.metrics,
                 "skipped": self.skipped,
+                "stopgap": not planned,
             },
         )
+        if self._stopgap is not None and self._stopgap != path:
+            self._stopgap.unlink(missing_ok=True)
+        self._stopgap = None if planned else path
         if improved:
             keep_best(self.folder, path)
         prune(self.folder, max(self.config.keep_last, self.config.average))
@@ -337,11 +371,14 @@ class Trainer:
 
     @contextmanager
     def _signals(self) -> Iterator[None]:
-        """Turn the first SIGINT or SIGTERM into a stop after the current step, with a checkpoint."""
+        """Turn SIGINT or SIGTERM into a stop after the current step, with a checkpoint; a later second one ends at once."""
 
         def ask(number: int, frame: Any) -> None:
-            self._stop_asked = True
-            signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+            now = time.monotonic()
+            self._stop_asked_at = self._stop_asked_at or now
+            if now - self._stop_asked_at > IMPATIENCE:
+                signal.signal(number, signal.SIG_DFL)
+                signal.raise_signal(number)
 
         try:
             before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}

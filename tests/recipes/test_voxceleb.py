@@ -1,0 +1,111 @@
+"""The VoxCeleb recipe: its configurations, its options, and a whole run on a few invented voices."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import soundfile
+
+from speakerkit.embedding.registry import backbone_names
+from speakerkit.training.experiment import read_experiment
+from tests.conftest import REPOSITORY, speech_like
+
+RECIPE = REPOSITORY / "examples" / "voxceleb"
+CONFIGS = sorted((RECIPE / "conf").glob("*.yaml"))
+PATHS = ["exp_dir=exp", "data.train=train.list"]
+
+
+def run(*arguments: str, workdir: Path) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
+    command = ["bash", str(RECIPE / "run.sh"), "--workdir", str(workdir), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=240, env=environment)
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
+def test_each_configuration_is_valid(config: Path) -> None:
+    experiment = read_experiment(config, PATHS)
+    assert experiment.model.name in backbone_names()
+    assert experiment.margin.end_step <= experiment.trainer.steps
+    assert experiment.schedule.warmup_steps < experiment.trainer.steps
+
+
+def test_each_backbone_has_a_configuration_and_a_fine_tuning_one() -> None:
+    named = {read_experiment(config, PATHS).model.name for config in CONFIGS}
+    without = {"ECAPA_TDNN_c512", "ECAPA_TDNN_c1024"}  # the published recipes use global context
+    assert named == set(backbone_names()) - without
+    stems = {config.stem for config in CONFIGS} - {"mini"}
+    assert {f"{stem}_lm" for stem in stems if not stem.endswith("_lm")} == {s for s in stems if s.endswith("_lm")}
+
+
+def test_published_settings() -> None:
+    experiment = read_experiment(RECIPE / "conf" / "resnet34.yaml", PATHS)
+    assert (experiment.frontend.num_mels, experiment.data.chunk_frames, experiment.optim.name) == (80, 200, "sgd")
+    assert (experiment.margin.initial, experiment.margin.final) == (0.0, 0.2)
+    assert (experiment.optim.lr, experiment.schedule.final_lr) == (0.1, 5e-5)
+    steps_an_epoch = 1_092_009 // (2 * experiment.data.batch_size)
+    assert experiment.trainer.steps == 150 * steps_an_epoch
+    assert experiment.schedule.warmup_steps == 6 * steps_an_epoch
+    assert experiment.margin.start_step == 20 * steps_an_epoch
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--colour", "red"], "unknown option"),
+        (["--stage"], "needs a value"),
+        (["--corpus", "timit"], "unknown corpus"),
+        (["--corpus", "voxceleb"], "needs --data"),
+        (["--corpus", "mini", "--data", "/nowhere"], "no such folder"),
+        (["--config", "nowhere.yaml"], "no such configuration"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
+)
+def test_wrong_options_end_with_one_line(arguments: list[str], said: str, tmp_path: Path) -> None:
+    done = run(*arguments, workdir=tmp_path)
+    assert done.returncode == 2
+    assert said in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+@pytest.fixture
+def corpus(tmp_path: Path) -> Path:
+    """The layout of librispeech-mini with four speakers to train on and two to test on."""
+    for subset, speakers in (("train-clean-100", range(1, 5)), ("test-other", range(8, 10))):
+        for speaker in speakers:
+            folder = tmp_path / "corpus" / "librispeech-mini" / subset / str(speaker) / "7"
+            folder.mkdir(parents=True)
+            for number in range(3):
+                samples = speech_like(1.5 + 0.1 * number, seed=10 * speaker + number)
+                soundfile.write(folder / f"{speaker}-7-{number:04d}.flac", samples, 16000)
+    return tmp_path / "corpus"
+
+
+def test_whole_recipe_then_nothing_left_to_do_then_a_broken_stage(corpus: Path, tmp_path: Path) -> None:
+    tiny = ["trainer.steps=3", "model.args.channels=16", "model.args.joined=32", "data.batch_size=4", "data.workers=0"]
+    options = ["--corpus", "mini", "--data", str(corpus), *(word for value in tiny for word in ("--set", value))]
+    done = run(*options, workdir=tmp_path)
+    assert done.returncode == 0, done.stderr
+    exp = tmp_path / "exp" / "mini-mini"
+    assert "librispeech-mini" in (exp / "results.txt").read_text(encoding="utf-8")
+    assert "trials_cosine_mean" in done.stdout
+    assert str(exp / "bundle") in done.stdout
+    checked = [sys.executable, str(REPOSITORY / "tools" / "check_recipe.py"), str(exp), "--max-eer"]
+    assert subprocess.run([*checked, "100"], capture_output=True).returncode == 0
+    assert subprocess.run([*checked, "-1"], capture_output=True).returncode == 2
+
+    weights = (exp / "bundle" / "model.safetensors").read_bytes()
+    again = run(*options, workdir=tmp_path)
+    assert again.stdout.count("done before, skipped") == 6
+    assert (exp / "bundle" / "model.safetensors").read_bytes() == weights
+
+    (tmp_path / "data" / "mini" / "test" / "trials").write_text("8-7-0000 nobody target\n", encoding="utf-8")
+    broken = run(*options, "--stage", "5", workdir=tmp_path)
+    assert broken.returncode != 0
+    assert "nobody" in broken.stderr
+    assert "stage 5 (score) failed" in broken.stderr
+    assert "--stage 5" in broken.stderr
