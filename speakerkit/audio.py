@@ -91,9 +91,7 @@ def load_audio(
         if rate is None:
             raise TypeError("an array of samples needs its rate: load_audio(array, rate=16000)")
         decoded = Audio(_pick_channel(_as_float(source, name), channel, name), _checked_rate(rate, name))
-        first = round(start * rate)
-        stop = None if duration is None else first + round(duration * rate)
-        decoded = Audio(decoded.samples[first:stop], rate)
+        decoded = _section(decoded, name, start, duration)
     elif rate is not None:
         raise TypeError("rate= belongs to arrays; files carry their own rate")
     else:
@@ -122,8 +120,10 @@ def audio_info(source: str | os.PathLike[str] | bytes) -> AudioInfo:
     with _open(source, name) as sound:
         _refuse_lying_header(source, sound, name)
         rate = _checked_rate(sound.samplerate, name)
-        frames = len(_read(sound, None, 0, name)) if sound.frames >= UNKNOWN_FRAMES else sound.frames
-        return AudioInfo(rate, sound.channels, frames)
+        if sound.frames < UNKNOWN_FRAMES:
+            return AudioInfo(rate, sound.channels, sound.frames)
+        channels = sound.channels
+    return AudioInfo(rate, channels, len(_decode_stream(source, name, 0).samples))
 
 
 def resample(samples: Samples, rate: float, target: float) -> Samples:
@@ -231,26 +231,24 @@ def _reason(error: Exception) -> str:
 
 def _decode(source: Any, name: str, channel: Channel, start: float, duration: float | None) -> Audio:
     if is_container(source):
-        whole = _decode_container(source, name, channel)
-        first = round(start * whole.rate)
-        stop = None if duration is None else first + round(duration * whole.rate)
-        return Audio(whole.samples[first:stop], whole.rate)
+        return _section(_decode_container(source, name, channel), name, start, duration)
     with _open(source, name) as sound:
         rate = _checked_rate(sound.samplerate, name)
         if duration is None:
             _refuse_lying_header(source, sound, name)
+        if sound.frames >= UNKNOWN_FRAMES:
+            return _section(_decode_stream(source, name, channel), name, start, duration)
         first = round(start * rate)
-        declared = None if sound.frames >= UNKNOWN_FRAMES else sound.frames - first
-        if declared is not None and declared <= 0 < sound.frames:
+        wanted = sound.frames - first if duration is None else min(round(duration * rate), sound.frames - first)
+        if wanted <= 0 and sound.frames > 0:
             raise AudioError(name, f"ends at {sound.frames / rate:.2f} s, before {start:.2f} s", "check the times")
-        wanted = declared if duration is None else min(round(duration * rate), declared or UNKNOWN_FRAMES)
         try:
             if first:
                 sound.seek(first)
             samples = _read(sound, wanted, channel, name)
         except (soundfile.LibsndfileError, OSError, RuntimeError) as error:
             raise AudioError(name, f"is damaged ({_reason(error)})", "copy or record it again") from None
-    if declared is not None and wanted is not None and len(samples) < wanted:
+    if len(samples) < wanted:
         raise AudioError(
             name,
             f"is truncated: {len(samples)} of {wanted} declared samples decode",
@@ -259,13 +257,33 @@ def _decode(source: Any, name: str, channel: Channel, start: float, duration: fl
     return Audio(samples, rate)
 
 
-def _read(sound: soundfile.SoundFile, wanted: int | None, channel: Channel, name: str) -> Samples:
-    """The next ``wanted`` samples of a channel or the mix, fewer where the file ends; all for ``None``."""
+def _section(whole: Audio, name: str, start: float, duration: float | None) -> Audio:
+    """``duration`` seconds from ``start`` on, of audio that could only be decoded as a whole."""
+    first = round(start * whole.rate)
+    if first >= len(whole.samples) > 0:
+        raise AudioError(name, f"ends at {whole.seconds:.2f} s, before {start:.2f} s", "check the times")
+    stop = None if duration is None else first + round(duration * whole.rate)
+    return Audio(whole.samples[first:stop], whole.rate)
+
+
+def _decode_stream(source: Any, name: str, channel: Channel) -> Audio:
+    """Decode a FLAC that declares no length, as those written into a pipe; libsndfile cannot read these to their end."""
+    try:
+        if isinstance(source, (str, os.PathLike, bytes)):
+            return _decode_container(source, name, channel)
+    except MissingExtraError:
+        pass
+    raise AudioError(
+        name, "declares no length", "write it again into a file, or pip install 'speakerkit[formats]' to read it so"
+    )
+
+
+def _read(sound: soundfile.SoundFile, wanted: int, channel: Channel, name: str) -> Samples:
+    """The next ``wanted`` samples of a channel or the mix, fewer where the file ends."""
     blocks: list[Samples] = []
     count = 0
-    while wanted is None or count < wanted:
-        size = BLOCK_FRAMES if wanted is None else min(BLOCK_FRAMES, wanted - count)
-        block = sound.read(size, dtype="float32", always_2d=True)  # (samples, channels)
+    while count < wanted:
+        block = sound.read(min(BLOCK_FRAMES, wanted - count), dtype="float32", always_2d=True)  # (samples, channels)
         if not len(block):
             break
         blocks.append(np.ascontiguousarray(_pick_channel(block.T, channel, name)))

@@ -1,4 +1,4 @@
-"""``speakerkit data``: prepare corpora, generate the demo corpus, check data directories."""
+"""``speakerkit data``: prepare corpora, generate the demo corpus, check data directories, write training lists."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ from typing import Annotated
 
 import typer
 
-app = typer.Typer(help="Corpora and lists: prepare, generate, check.", no_args_is_help=True)
+from speakerkit.cli import lists
+
+app = typer.Typer(help="Corpora and lists: prepare, generate, check, pack.", no_args_is_help=True)
 
 Workers = Annotated[int, typer.Option(min=1, help="Threads that read or write files.")]
 
@@ -102,3 +104,7 @@ def check(
     typer.echo(report.to_json() if as_json else report.to_table())
     if not report.ok:
         raise typer.Exit(2)
+
+
+for command in (lists.raw, lists.holdout, lists.shards, lists.lmdb, lists.augmentations):
+    app.command()(command)

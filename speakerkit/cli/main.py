@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from speakerkit import __version__
-from speakerkit.cli import data, score, shards
+from speakerkit.cli import data, score
 from speakerkit.cli.average import average
 from speakerkit.cli.doctor import doctor
 from speakerkit.cli.embed import embed
@@ -33,17 +33,8 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 COMMANDS: tuple[Callable[..., None], ...] = (train, average, embed, similarity, metrics, export, doctor)
-DATA_COMMANDS: tuple[Callable[..., None], ...] = (
-    shards.raw,
-    shards.holdout,
-    shards.shards,
-    shards.lmdb,
-    shards.augmentations,
-)
 for command in COMMANDS:
     app.command()(command)
-for command in DATA_COMMANDS:
-    data.app.command()(command)
 app.add_typer(data.app, name="data")
 app.add_typer(score.app, name="score")
 

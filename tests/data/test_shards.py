@@ -15,7 +15,7 @@ import typer
 from typer.testing import CliRunner
 
 from speakerkit.audio import load_audio
-from speakerkit.cli import shards as cli
+from speakerkit.cli import lists as cli
 from speakerkit.data.lists import Utterance, write_data_dir
 from speakerkit.data.shards import index_shard, read_member, read_shard_list, write_shards
 from speakerkit.errors import DataError
