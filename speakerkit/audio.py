@@ -27,6 +27,7 @@ UNKNOWN_FRAMES = 1 << 62  # libsndfile's length of a stream that does not declar
 # What programs that write into a pipe leave as the length of a RIFF file's data: unknown, not a lie.
 STREAMED_LENGTHS = {0, 0x7FFF_F000, 0xFFFF_FFFF}
 CONTAINER_SLACK = 0.25  # seconds that a container may declare beyond what decodes: encoders' priming and padding
+NOTHING_FOUND = 7  # libsndfile's code where an mp3 holds no frame; its own words are "File does not exist"
 HEADER_BYTES = 4096  # where a RIFF file's chunks before its samples are looked for
 CONTAINER_SUFFIXES = {".m4a", ".mp4", ".aac", ".webm", ".wma", ".mka", ".mkv", ".mov"}
 
@@ -225,6 +226,8 @@ def _open(source: Any, name: str) -> soundfile.SoundFile:
 
 
 def _reason(error: Exception) -> str:
+    if getattr(error, "code", None) == NOTHING_FOUND:
+        return "no sound is found in it"
     text = str(getattr(error, "error_string", "") or getattr(error, "strerror", "") or error)
     return text.strip().rstrip(".")
 
@@ -267,7 +270,7 @@ def _section(whole: Audio, name: str, start: float, duration: float | None) -> A
 
 
 def _decode_stream(source: Any, name: str, channel: Channel) -> Audio:
-    """Decode a FLAC that declares no length, as those written into a pipe; libsndfile cannot read these to their end."""
+    """Decode a FLAC that declares no length, as one written into a pipe: libsndfile fails at the end of these."""
     try:
         if isinstance(source, (str, os.PathLike, bytes)):
             return _decode_container(source, name, channel)

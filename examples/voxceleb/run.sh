@@ -163,21 +163,26 @@ stage_6() {
   python "$root/tools/compare_embeddings.py" "$exp/embeddings/test.scp" "$exp/embeddings/test_onnx.scp"
 }
 
-run_stage 1 prepare "$lists" "$data_key"
-run_stage 2 "lists and stores" "$lists" "$data_key"
-run_stage 3 train "$exp" "$train_key"
-run_stage 4 "average and extract" "$exp" "$train_key"
-run_stage 5 score "$exp" "$train_key"
-run_stage 6 "export and check" "$exp" "$train_key"
-current=""
+main() { # one function, so that bash has read all of this file before it runs for hours
+  run_stage 1 prepare "$lists" "$data_key"
+  run_stage 2 "lists and stores" "$lists" "$data_key"
+  run_stage 3 train "$exp" "$train_key"
+  run_stage 4 "average and extract" "$exp" "$train_key"
+  run_stage 5 score "$exp" "$train_key"
+  run_stage 6 "export and check" "$exp" "$train_key"
+  current=""
 
-if [ "$stop_stage" -ge 6 ]; then
-  echo
-  cat "$exp/results.txt"
-  echo
-  echo "DET plot:  $exp/det.png"
-  echo "model:     $exp/bundle"
-  echo "try next:  speakerkit similarity --model $exp/bundle A.wav B.wav"
-  echo "           speakerkit embed --model $exp/bundle A.wav"
-  [ "$corpus" != demo ] || echo "           run.sh --corpus mini, or a folder per speaker of your own: see README.md"
-fi
+  if [ "$stop_stage" -ge 6 ]; then
+    echo
+    cat "$exp/results.txt"
+    echo
+    echo "DET plot:  $exp/det.png"
+    echo "model:     $exp/bundle"
+    echo "try next:  speakerkit similarity --model $exp/bundle A.wav B.wav"
+    echo "           speakerkit embed --model $exp/bundle A.wav"
+    [ "$corpus" != demo ] || echo "           run.sh --corpus mini, or a folder per speaker of your own: see README.md"
+  fi
+}
+
+main
+exit

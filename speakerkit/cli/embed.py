@@ -67,7 +67,8 @@ def embed(
             raise typer.Exit(PartialFailure.exit_code if failed < len(entries) else DataError.exit_code)
         return
     summary = embed_to_file(embedder, entries, out, resume=not overwrite, **settings)
-    typer.echo(f"{summary.path}: {summary.written} written, {summary.kept} were there, {summary.failed} failed")
+    if summary.written + summary.kept:
+        typer.echo(f"{summary.path}: {summary.written} written, {summary.kept} were there, {summary.failed} failed")
     if summary.failed:
         kind = PartialFailure if summary.written + summary.kept else DataError
         raise kind(

@@ -152,7 +152,7 @@ def read_piece(
     """A random piece, long enough for ``frames`` frames after a change of speed; only it is decoded.
 
     Args:
-        segments: (start, end) in seconds; the piece is cut from their concatenation, or from the whole if there are none.
+        segments: (start, end) in seconds; the piece is cut from their concatenation, from the whole if there are none.
     """
     rate: int | None = None
     recording: str | bytes | Samples = source

@@ -29,8 +29,8 @@ class DataConfig:
     Attributes:
         train: ``raw.list``, ``shard.list`` or ``feat.list``.
         format: which of the three ``train`` is.
-        valid: held-out utterances of training speakers (loss and accuracy), a raw list, or a feat list where ``train`` is
-            one; ``None`` for none.
+        valid: held-out utterances of training speakers (loss and accuracy), a raw list, or a feat list where ``train``
+            is one; ``None`` for none.
         valid_trials: trials over utterances of ``valid`` and of a raw or feat ``train`` (EER); ``None`` for no EER.
         noise, rir: stores (LMDB, folder or Kaldi directory) for augmentation.
         batch_size: chunks a step on each rank.

@@ -11,9 +11,8 @@ def learning_rate(step: int, steps: int, peak: float, final: float, config: Sche
     """Learning rate of ``step`` (from 0) in a run of ``steps``.
 
     The decay goes from ``peak`` at step 0 to ``final`` after the last one: exponentially (``peak * (final / peak) **
-    t`` with t = step / steps), along half a cosine, linearly, or not at all. A linear warm-up multiplies it, by
-    ``step / warmup_steps``; that the two overlap is WeSpeaker's way (``wespeaker/utils/schedulers.py``). A first step at
-    rate 0 would be for nothing, so the warm-up is one step ahead of WeSpeaker's.
+    t`` with t = step / steps), along half a cosine, linearly, or not at all. The linear warm-up multiplies it, as in
+    WeSpeaker's ``ExponentialDecrease``; it is one step ahead of that one, whose first step has rate 0.
     """
     t = min(1.0, step / steps)
     warmth = min(1.0, (step + 1) / max(1, config.warmup_steps))

@@ -103,8 +103,8 @@ class Trainer:
                 the path of one.
 
         Raises:
-            TrainingError: there is one where none should be, it is of other classes or architecture, or older than others
-                in the folder.
+            TrainingError: there is one where none should be, it is of other classes or architecture, or it is older than
+                others in the folder.
             BundleError: it cannot be read.
         """
         if resume == "none":
@@ -260,7 +260,7 @@ class Trainer:
         return metrics, []
 
     def _overflowed(self) -> bool:
-        """Whether gradients that are not finite may be fp16's own affair: the scaler skips the step and lowers its scale."""
+        """Whether gradients that are not finite may be fp16's affair: the scaler skips the step and lowers its scale."""
         return self.scaler.is_enabled() and self.scaler.get_scale() > 1.0
 
     def _report_bad_step(self, log: RunLog, keys: list[str], in_row: int) -> None:
@@ -371,7 +371,7 @@ class Trainer:
 
     @contextmanager
     def _signals(self) -> Iterator[None]:
-        """Turn SIGINT or SIGTERM into a stop after the current step, with a checkpoint; a later second one ends at once."""
+        """Turn SIGINT or SIGTERM into a stop after the current step, with a checkpoint; a later second one ends it."""
 
         def ask(number: int, frame: Any) -> None:
             now = time.monotonic()
