@@ -193,6 +193,7 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
             number = math.nan
         if math.isfinite(number):
             return number
+        raise ConfigError(where, f"is {reprlib.repr(value)}", "a finite number is expected")
     if isinstance(hint, type) and isinstance(value, hint) and not (hint is int and isinstance(value, bool)):
         return value
     raise ConfigError(

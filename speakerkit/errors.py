@@ -7,6 +7,7 @@ import unicodedata
 from pathlib import Path
 
 LONGEST_MESSAGE = 2000  # characters
+LONGEST_SUBJECT = 1000
 
 
 class SpeakerKitError(Exception):
@@ -27,7 +28,10 @@ class SpeakerKitError(Exception):
         super().__init__(self.subject, fault, remedy)
 
     def __str__(self) -> str:
-        head = f"{self.subject}: {self.fault}" if self.subject else self.fault
+        subject = self.subject or ""
+        if len(subject) > LONGEST_SUBJECT:
+            subject = f"{subject[: LONGEST_SUBJECT // 2]} ... {subject[-LONGEST_SUBJECT // 2 :]}"
+        head = f"{subject}: {self.fault}" if subject else self.fault
         return one_line(f"{head}; {self.remedy}" if self.remedy else head)
 
 

@@ -47,5 +47,6 @@ class Registry(Generic[T]):
 
 def suggest(name: str, known: list[str]) -> str:
     """The remedy for an unknown name: the nearest known one, or all of them."""
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
-    return f"did you mean {near[0]!r}?" if near else f"choose from {', '.join(sorted(known))}"
+    lower = {each.lower(): each for each in known}
+    near = difflib.get_close_matches(name.lower(), lower, n=1, cutoff=0.6)
+    return f"did you mean {lower[near[0]]!r}?" if near else f"choose from {', '.join(sorted(known))}"

@@ -73,7 +73,7 @@ def main() -> None:
             _complain(f"{error.format_message()} (see {context.command_path if context else 'speakerkit'} --help)")
         sys.exit(2)
     except (OSError, MemoryError) as error:
-        _complain(f"{error or type(error).__name__}; check the disk, the memory and the permissions")
+        _complain(f"{str(error) or type(error).__name__}; check the disk, the memory and the permissions")
         sys.exit(2)
 
 

@@ -22,23 +22,25 @@ def train(
 ) -> None:
     """Train a model; the same command again goes on where it stopped."""
     _require_torch()
+    # Before torch is loaded: its idle threads must not spin on the cores that load the data.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from speakerkit.training.experiment import read_experiment, run_experiment
 
     experiment = read_experiment(config, overrides or [])
     if nproc > 1:
         from speakerkit.training.launch import launch
 
-        launch(nproc, config, overrides or [], resume, stop_after)
-        return
-    result = run_experiment(config, overrides or [], resume, stop_after)
-    if os.environ.get("RANK", "0") == "0":
+        result = launch(nproc, config, overrides or [], resume, stop_after)
+    else:
+        result = run_experiment(config, overrides or [], resume, stop_after)
+    if result is not None and os.environ.get("RANK", "0") == "0":
         typer.echo(f"{experiment.exp_dir}: step {result.step} of {result.steps}, checkpoints in {result.checkpoints}")
 
 
 def _require_torch() -> None:
-    from importlib.util import find_spec
-
     from speakerkit.errors import MissingExtraError
 
-    if find_spec("torch") is None:
-        raise MissingExtraError("training", "train")
+    try:
+        import torch  # noqa: F401
+    except ImportError:
+        raise MissingExtraError("training", "train") from None

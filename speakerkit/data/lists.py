@@ -132,6 +132,8 @@ def read_data_dir(folder: str | Path, allow_pipes: bool = False) -> list[Utteran
     for name, extra in (("utt2spk", wavs.keys() - speakers.keys()), ("wav.scp", speakers.keys() - wavs.keys())):
         if extra:
             raise DataError(folder / name, f"lacks {len(extra)} keys, {min(extra)!r} first", "run `data check`")
+    if not wavs:
+        raise DataError(folder / "wav.scp", "names no recordings", "run the earlier stage that writes it")
     blank = next((key for key in sorted(speakers) if len(speakers[key].split()) > 1), None)
     if blank is not None:
         raise DataError(folder / "utt2spk", f"{blank!r} has the speaker {speakers[blank]!r}", "ids hold no blanks")

@@ -206,7 +206,8 @@ class Embedder:
 
 def _failure(key: str, subject: str, error: Exception) -> Extraction:
     if not isinstance(error, SpeakerKitError):
-        error = AudioError(subject, f"cannot be read ({error or type(error).__name__})", "check the disk and memory")
+        reason = str(error) or type(error).__name__
+        error = AudioError(subject, f"cannot be read ({reason})", "check the disk and memory")
     return Extraction(key, None, error=str(error))
 
 

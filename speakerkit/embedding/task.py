@@ -7,6 +7,7 @@ import logging
 import signal
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -121,12 +122,17 @@ class EmbeddingTask:
             prefetch_factor=4 if data.workers else None,
             worker_init_fn=_leave_signals_to_trainer,
         )
-        for batch in loader:
-            if isinstance(batch, SpeakerKitError):
-                raise batch
-            self.position += data.batch_size * world
-            self._count_failures(batch)
-            yield batch
+        loading = iter(loader)
+        try:
+            while True:
+                batch = next(loading)
+                if isinstance(batch, SpeakerKitError):
+                    raise batch
+                self.position += data.batch_size * world
+                self._count_failures(batch)
+                yield batch
+        finally:
+            del loading  # ends its processes, also where an error's traceback keeps this frame
 
     def _count_failures(self, batch: Batch) -> None:
         self.drawn += len(batch["keys"]) + len(batch["failures"])
@@ -297,10 +303,14 @@ def _chain(config: EmbeddingConfig) -> Chain | None:
     )
 
 
+def _survive_the_first(number: int, frame: FrameType | None) -> None:
+    signal.signal(number, signal.SIG_DFL)
+
+
 def _leave_signals_to_trainer(worker: int) -> None:
     """A signal to a whole group of processes must not end the loading ones before the trainer has saved."""
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
+        signal.signal(number, _survive_the_first)
 
 
 class _ErrorsAsValues:

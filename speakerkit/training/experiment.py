@@ -13,7 +13,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from speakerkit.config import apply_overrides, parse, read_yaml, to_dict, write_yaml
+from speakerkit.config import read_config, to_dict, write_yaml
 from speakerkit.embedding.config import EmbeddingConfig
 from speakerkit.embedding.task import EmbeddingTask
 from speakerkit.files import write_json, write_lines
@@ -33,7 +33,7 @@ def read_experiment(path: str | Path, overrides: Sequence[str] = ()) -> Embeddin
     Raises:
         ConfigError: unknown keys, wrong values, no such file.
     """
-    return parse(EmbeddingExperiment, apply_overrides(read_yaml(path), overrides))
+    return read_config(EmbeddingExperiment, path, overrides)
 
 
 def run_experiment(

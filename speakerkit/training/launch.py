@@ -13,18 +13,24 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from speakerkit.errors import PeerFailed, SpeakerKitError, TrainingError
+from speakerkit.training.trainer import TrainingResult
+
+# Exit code of a rank that a signal has stopped. A plain return would wait for the launcher, which is stopping too.
+STOPPED = 75
 
 
-def launch(nproc: int, config: Path, overrides: Sequence[str], resume: str, stop_after: int | None) -> None:
+def launch(
+    nproc: int, config: Path, overrides: Sequence[str], resume: str, stop_after: int | None
+) -> TrainingResult | None:
     """Train on ``nproc`` ranks, which share the processor's cores; when one ends with an error, all are ended.
 
-    A signal to stop is passed on: the ranks save a checkpoint and end.
+    A signal to stop is passed on: the ranks save a checkpoint and end, and there is no result.
 
     Raises:
         TrainingError: a rank was killed.
         PeerFailed: a rank failed and has said why.
     """
-    for name in ("torch.distributed.elastic", "torch.distributed.launcher"):
+    for name in ("torch.distributed.elastic", "torch.distributed.launcher", "torch.multiprocessing"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // nproc)))
     settings = LaunchConfig(
@@ -39,11 +45,13 @@ def launch(nproc: int, config: Path, overrides: Sequence[str], resume: str, stop
         max_restarts=0,
     )
     try:
-        elastic_launch(settings, _rank)(str(config), list(overrides), resume, stop_after)
+        results = elastic_launch(settings, _rank)(str(config), list(overrides), resume, stop_after)
     except SignalException:
-        return
+        return None
     except ChildFailedError as error:
         rank, failure = error.get_first_failure()
+        if failure.exitcode == STOPPED:
+            return None
         if failure.exitcode == SpeakerKitError.exit_code:
             raise PeerFailed(None, f"rank {rank} failed") from None
         raise TrainingError(
@@ -51,17 +59,21 @@ def launch(nproc: int, config: Path, overrides: Sequence[str], resume: str, stop
             f"was killed or crashed (exit code {failure.exitcode}); the other ranks were ended",
             "the same command goes on from the last checkpoint",
         ) from None
+    return results[0]
 
 
-def _rank(config: str, overrides: list[str], resume: str, stop_after: int | None) -> None:
+def _rank(config: str, overrides: list[str], resume: str, stop_after: int | None) -> TrainingResult:
     """What each rank runs."""
     from speakerkit.training.experiment import run_experiment
 
     logging.basicConfig(level=logging.WARNING, format="speakerkit: %(levelname)s: %(message)s", stream=sys.stderr)
     try:
-        run_experiment(config, overrides, resume, stop_after)
+        result = run_experiment(config, overrides, resume, stop_after)
     except PeerFailed as error:
         sys.exit(error.exit_code)
     except (SpeakerKitError, OSError, MemoryError) as error:
         print(f"speakerkit: error: {error}", file=sys.stderr, flush=True)
         sys.exit(SpeakerKitError.exit_code)
+    if result.step < min(result.steps, stop_after or result.steps):
+        sys.exit(STOPPED)
+    return result

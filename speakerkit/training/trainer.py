@@ -103,8 +103,8 @@ class Trainer:
                 the path of one.
 
         Raises:
-            TrainingError: there is one where none should be, it is of other classes or architecture, or it is older than
-                others in the folder.
+            TrainingError: there is one where none should be, it is of other classes or architecture, or the folder
+                holds newer ones.
             BundleError: it cannot be read.
         """
         if resume == "none":
@@ -260,7 +260,7 @@ class Trainer:
         return metrics, []
 
     def _overflowed(self) -> bool:
-        """Whether gradients that are not finite may be fp16's affair: the scaler skips the step and lowers its scale."""
+        """Whether gradients that are not finite may be fp16's affair: the scaler then skips the step by itself."""
         return self.scaler.is_enabled() and self.scaler.get_scale() > 1.0
 
     def _report_bad_step(self, log: RunLog, keys: list[str], in_row: int) -> None:

@@ -296,7 +296,7 @@ def test_the_peak_is_only_ever_lowered() -> None:
         ({"name": "noise", "snr": {"musik": [0, 1]}}, "did you mean 'music'"),
         ({"name": "noise", "kinds": ["sirens"]}, "sirens"),
         ({"name": "noise", "snr": 10}, "snr"),
-        ({"name": "noise", "snr": {"noise": [0, float("nan")]}}, "low, high"),
+        ({"name": "noise", "snr": {"noise": [0, float("nan")]}}, "finite"),
         ({"name": "noise", "store": "x"}, "store"),
         ({"name": "noise", "prob": 1.5}, "probability"),
         ({"name": "noise", "prob": True}, "probability"),

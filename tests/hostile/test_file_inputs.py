@@ -1,0 +1,702 @@
+"""Every bad list, configuration, model, checkpoint, shard, store and score file through the commands that read it.
+
+A later command joins with rows in ``CASES``: a name, the arguments (made in an empty folder), what the message says.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.command import Ran, speakerkit
+from tests.hostile.inputs import (
+    DEEP,
+    JUNK,
+    LONG_LINE,
+    YAML_BOMB,
+    encoded,
+    shard,
+    trap_pickle,
+    yaml_that_runs,
+)
+from tests.hostile.test_audio_inputs import TRAINING
+
+
+@dataclass(frozen=True)
+class Place:
+    """A folder to work in, with a good recording, a good model, and a file that must never appear."""
+
+    folder: Path
+    wav: Path
+    model: Path
+    sentinel: Path
+
+    def file(self, name: str, content: str | bytes) -> Path:
+        """Write a file and return its path."""
+        path = self.folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+        return path
+
+    def data(self, wav_scp: str | bytes, utt2spk: str | bytes = "a s1\nb s2\n") -> Path:
+        """A Kaldi directory."""
+        self.file("data/wav.scp", wav_scp)
+        return self.file("data/utt2spk", utt2spk).parent
+
+    def bundle(self, **replaced: str | bytes) -> Path:
+        """A copy of the good model with some of its files replaced; ``onnx=b""`` and so on, ``None`` removes one."""
+        path = self.folder / "bundle"
+        shutil.copytree(self.model, path)
+        names = {
+            "config": "config.yaml",
+            "weights": "model.safetensors",
+            "onnx": "model.onnx",
+            "calibration": "calibration.json",
+        }
+        for kind, content in replaced.items():
+            (path / names[kind]).unlink(missing_ok=True)
+            if content is not None:
+                self.file(f"bundle/{names[kind]}", content)
+        return path
+
+    def configured(self, old: str, new: str) -> Path:
+        """A copy of the good model with a piece of its configuration replaced."""
+        text = (self.model / "config.yaml").read_text()
+        assert old in text
+        return self.bundle(config=text.replace(old, new))
+
+    def experiment(self, train: Path | None = None, **changed: str) -> Path:
+        """An experiment on ``train``, with lines of its configuration replaced or added."""
+        listing = train or self.file("raw.list", self.row("a") + self.row("b"))
+        lines = TRAINING.format(exp=self.folder / "exp", train=listing).strip().splitlines()
+        lines = [line for line in lines if line.partition(":")[0] not in changed]
+        lines += [f"{key}: {value}" for key, value in changed.items()]
+        return self.file("conf.yaml", "\n".join(lines) + "\n")
+
+    def row(self, key: str, **changed: object) -> str:
+        """A line of a raw list."""
+        return json.dumps({"key": key, "spk": f"s{key}", "wav": str(self.wav), **changed}) + "\n"
+
+    def shards(self, tar: Path, **data: str) -> Path:
+        """An experiment on one shard."""
+        listing = self.file("shard.list", f"{tar}\n")
+        return self.experiment(
+            data=f"{{train: {listing}, format: shard, batch_size: 2, chunk_frames: 200, speeds: [1.0], workers: 0}}"
+        )
+
+    def noise(self, store: Path) -> Path:
+        """An experiment with a noise store."""
+        listing = self.file("raw.list", self.row("a") + self.row("b"))
+        return self.experiment(
+            data=f"{{train: {listing}, noise: {store}, augment: [{{name: add_noise}}], batch_size: 2, workers: 0}}"
+        )
+
+    def lmdb(self, **entries: bytes) -> Path:
+        """An LMDB store with these entries."""
+        import lmdb
+
+        path = self.folder / "store"
+        with lmdb.open(str(path), map_size=1 << 20) as environment, environment.begin(write=True) as transaction:
+            for key, value in entries.items():
+                transaction.put(key.encode(), value)
+        return path
+
+    def embeddings(self) -> Path:
+        """Good embeddings of a and b."""
+        path = self.folder / "good.npz"
+        np.savez(path, keys=np.array(["a", "b"]), embeddings=np.eye(2, dtype=np.float32))
+        return path
+
+    def experiment_folder(self, checkpoint: bytes) -> Path:
+        """What a training would leave, with this as its checkpoint."""
+        path = self.experiment()
+        self.file("exp/config.yaml", path.read_bytes())
+        return self.file("exp/checkpoints/step_00000001.pt", checkpoint).parent.parent
+
+
+Arguments = Callable[[Place], list[object]]
+
+
+@dataclass(frozen=True)
+class Case:
+    """A command line, the file that its message names, what it says about it, and the exit code."""
+
+    name: str
+    arguments: Arguments
+    names: str
+    fault: str
+    code: int = 2
+
+
+def _embed(scp: str | bytes, *more: object) -> Arguments:
+    return lambda p: ["embed", "-m", p.model, "--scp", p.file("wav.scp", scp), *more]
+
+
+def _scored(content: str | bytes, name: str) -> Arguments:
+    return lambda p: ["score", "cosine", p.file(name, content), p.file("t", "a b target\n"), p.folder / "scores"]
+
+
+def _tried(trials: str | bytes) -> Arguments:
+    return lambda p: ["score", "cosine", p.embeddings(), p.file("trials", trials), p.folder / "scores"]
+
+
+def _measured(scores: str | bytes) -> Arguments:
+    return lambda p: ["metrics", p.file("measured", scores)]
+
+
+def _modelled(make: Callable[[Place], Path]) -> Arguments:
+    return lambda p: ["embed", "-m", make(p), p.wav]
+
+
+def _object_array(sentinel: Path) -> bytes:
+    import io
+
+    stream = io.BytesIO()
+    np.lib.format.write_array_header_1_0(stream, {"descr": "|O", "fortran_order": False, "shape": (1,)})
+    return stream.getvalue() + trap_pickle(sentinel)
+
+
+LISTS = (
+    Case("empty scp", _embed(""), "wav.scp", "names no recordings"),
+    Case("scp of blank lines", _embed("\n \n\t\n"), "wav.scp", "names no recordings"),
+    Case("scp with one column", _embed("a /x.wav\nb\n"), "wav.scp", "line 2 has one column"),
+    Case("scp with a duplicate", _embed("a /x.wav\na /y.wav\n"), "wav.scp", "'a' comes twice"),
+    Case("scp with junk", _embed(JUNK), "wav.scp", "cannot be read as text"),
+    Case("scp with a long line", _embed(LONG_LINE), "wav.scp", "one column"),
+    Case("scp that is a folder", lambda p: ["embed", "-m", p.model, "--scp", p.folder], "work", "is a directory"),
+    Case("scp that is missing", lambda p: ["embed", "-m", p.model, "--scp", p.folder / "no.scp"], "no.scp", "no such"),
+    Case(
+        "scp with a command",
+        lambda p: _embed(f"a touch {p.sentinel}; cat {p.wav} |\n")(p),
+        "wav.scp",
+        "is a command, which would be run",
+    ),
+    Case("scp with pipe:", lambda p: _embed(f"a pipe:touch {p.sentinel}\n")(p), "wav.scp", "is a command"),
+    Case("a file called like a command", lambda p: ["embed", "-m", p.model, f"touch {p.sentinel} |"], "|", "no such"),
+    Case(
+        "similarity of a command",
+        lambda p: ["similarity", "-m", p.model, p.wav, f"touch {p.sentinel} |"],
+        "|",
+        "no such",
+    ),
+    Case("a path too long", lambda p: ["embed", "-m", p.model, "x" * 5000 + ".wav"], "xxx", "File name too long"),
+    Case("a path too long in a scp", _embed(f"a {'x' * 5000}.wav\n"), "xxx", "File name too long"),
+    Case("a file named twice", lambda p: ["embed", "-m", p.model, p.wav, p.wav], "good.wav", "named twice"),
+    Case("raw: a duplicate", lambda p: ["data", "raw", p.data("a x\na y\n"), p.folder / "o"], "wav.scp", "comes twice"),
+    Case(
+        "raw: a duplicate in utt2spk",
+        lambda p: ["data", "raw", p.data("a x\nb y\n", "a s\na t\n"), p.folder / "o"],
+        "utt2spk",
+        "comes twice",
+    ),
+    Case(
+        "raw: two speakers of one utterance",
+        lambda p: ["data", "raw", p.data("a x\n", "a s t\n"), p.folder / "o"],
+        "utt2spk",
+        "hold no blanks",
+    ),
+    Case("raw: one column", lambda p: ["data", "raw", p.data("a\n"), p.folder / "o"], "wav.scp", "one column"),
+    Case("raw: junk", lambda p: ["data", "raw", p.data("a x\n", JUNK), p.folder / "o"], "utt2spk", "as text"),
+    Case(
+        "raw: a command",
+        lambda p: ["data", "raw", p.data(f"a touch {p.sentinel} |\n"), p.folder / "o"],
+        "wav.scp",
+        "command",
+    ),
+    Case(
+        "raw: lists that disagree", lambda p: ["data", "raw", p.data("a x\nc x\n"), p.folder / "o"], "data", "lacks 1"
+    ),
+    Case("raw: no folder", lambda p: ["data", "raw", p.folder / "none", p.folder / "o"], "none", "no such file"),
+    Case(
+        "raw: empty lists",
+        lambda p: ["data", "raw", p.data("", ""), p.folder / "o"],
+        "data",
+        "no (utterances|recordings)",
+    ),
+    Case(
+        "shards: empty lists", lambda p: ["data", "shards", p.data("", ""), p.folder / "o"], "wav.scp", "no recordings"
+    ),
+    Case(
+        "shards: a command",
+        lambda p: ["data", "shards", p.data(f"a touch {p.sentinel} |\n", "a s\n"), p.folder / "o"],
+        "wav.scp",
+        "command",
+    ),
+    Case(
+        "shards: an id that leaves the tar",
+        lambda p: ["data", "shards", p.data(f"../a {p.wav}\n", "../a s\n"), p.folder / "o"],
+        "/o",
+        r"unsafe name '\.\./a'",
+    ),
+    Case(
+        "shards: junk list",
+        lambda p: ["data", "shards", p.file("raw.list", JUNK), p.folder / "o"],
+        "raw.list",
+        "as text",
+    ),
+    Case(
+        "shards: nested list",
+        lambda p: ["data", "shards", p.file("raw.list", DEEP), p.folder / "o"],
+        "raw.list",
+        "line 1",
+    ),
+    Case(
+        "shards: a row without speaker",
+        lambda p: ["data", "shards", p.file("raw.list", p.row("a", spk=None)), p.folder / "o"],
+        "raw.list",
+        "spk",
+    ),
+    Case(
+        "shards: a key with blanks",
+        lambda p: ["data", "shards", p.file("raw.list", p.row("a b")), p.folder / "o"],
+        "raw.list",
+        "blanks",
+    ),
+    Case(
+        "shards: a segment that is no time",
+        lambda p: ["data", "shards", p.file("raw.list", p.row("a", vad=[["nan", "1"]])), p.folder / "o"],
+        "raw.list",
+        "vad segment",
+    ),
+    Case("lmdb: empty list", lambda p: ["data", "lmdb", p.file("s.scp", ""), p.folder / "o"], "/o", "no recordings"),
+    Case("lmdb: no such folder", lambda p: ["data", "lmdb", p.folder / "none", p.folder / "o"], "none", "no such"),
+    Case(
+        "lmdb: a command",
+        lambda p: ["data", "lmdb", p.file("s.scp", f"a touch {p.sentinel} |\n"), p.folder / "o"],
+        "s.scp",
+        "command",
+    ),
+    Case(
+        "lmdb: onto something else",
+        lambda p: ["data", "lmdb", p.file("s.scp", f"a {p.wav}\n"), p.file("precious/notes.txt", "x").parent],
+        "precious",
+        "is no LMDB store",
+    ),
+    Case(
+        "holdout: a duplicate", lambda p: ["data", "holdout", p.data("a x\na y\n"), p.folder / "o"], "wav.scp", "twice"
+    ),
+    Case(
+        "prepare: no folder", lambda p: ["data", "prepare", "folder", p.folder / "no", p.folder / "o"], "no", "no such"
+    ),
+    Case(
+        "prepare: nothing there",
+        lambda p: ["data", "prepare", "folder", p.folder, p.folder / "o"],
+        "work",
+        "nothing like",
+    ),
+    Case(
+        "prepare: no such corpus", lambda p: ["data", "prepare", "foldr", p.folder, p.folder / "o"], "foldr", "'folder'"
+    ),
+    Case("check: no folder", lambda p: ["data", "check", p.folder / "none"], "none", "no such"),
+    Case("check: junk", lambda p: ["data", "check", p.data(JUNK)], "wav.scp", "as text"),
+)
+
+SCORING = (
+    Case("trials: empty", _tried(""), "trials", "no trials"),
+    Case("trials: junk", _tried(JUNK), "trials", "as text"),
+    Case("trials: unknown label", _tried("a b maybe\n"), "trials", "unknown label 'maybe'"),
+    Case("trials: one column", _tried("a\n"), "trials", "1 columns"),
+    Case("trials: key without embedding", _tried("a c target\n"), "good.npz", "no embedding for 'c'"),
+    Case("trials: long line", _tried(LONG_LINE), "trials", "columns"),
+    Case("embeddings: junk npz", _scored(JUNK, "e.npz"), "e.npz", "cannot be read"),
+    Case("embeddings: junk npy", _scored(JUNK, "e.npy"), "e.npy", "cannot be read"),
+    Case("embeddings: junk ark", _scored(JUNK, "e.ark"), "e.ark", "Kaldi"),
+    Case("embeddings: junk scp", _scored(JUNK, "e.scp"), "e.scp", "as text"),
+    Case("embeddings: junk jsonl", _scored(JUNK, "e.jsonl"), "e.jsonl", "as text"),
+    Case("embeddings: nested jsonl", _scored(DEEP, "e.jsonl"), "e.jsonl", "not an embedding"),
+    Case("embeddings: NaN", _scored('{"key": "a", "embedding": [NaN, 1]}\n', "e.jsonl"), "e.jsonl", "NaN"),
+    Case(
+        "embeddings: zero",
+        _scored('{"key": "a", "embedding": [0]}\n{"key": "b", "embedding": [1]}\n', "e.jsonl"),
+        "e.jsonl",
+        "no direction",
+    ),
+    Case("embeddings: unknown suffix", _scored(JUNK, "e.bin"), "e.bin", "suffix"),
+    Case("embeddings: empty", _scored("", "e.jsonl"), "e.jsonl", "no embeddings"),
+    Case(
+        "embeddings: a pickle as npy", lambda p: _scored(trap_pickle(p.sentinel), "e.npy")(p), "e.npy", "cannot be read"
+    ),
+    Case(
+        "embeddings: an object array",
+        lambda p: _scored(_object_array(p.sentinel), "e.npy")(p),
+        "e.npy",
+        "cannot be read",
+    ),
+    Case(
+        "embeddings: a pickle as npz", lambda p: _scored(trap_pickle(p.sentinel), "e.npz")(p), "e.npz", "cannot be read"
+    ),
+    Case(
+        "embeddings: a pickle in an ark",
+        lambda p: _scored(b"a PKL" + trap_pickle(p.sentinel), "e.ark")(p),
+        "e.ark",
+        "not a Kaldi vector",
+    ),
+    Case(
+        "embeddings: a command in a scp", lambda p: _scored(f"a touch {p.sentinel} |\n", "e.scp")(p), "e.scp", "command"
+    ),
+    Case(
+        "mean: a pickle",
+        lambda p: [
+            "score",
+            "cosine",
+            p.embeddings(),
+            p.file("t", "a b\n"),
+            p.folder / "o",
+            "--mean",
+            p.file("m.npy", trap_pickle(p.sentinel)),
+        ],
+        "m.npy",
+        "cannot be read",
+    ),
+    Case("metrics: empty", _measured(""), "measured", "no trials"),
+    Case("metrics: junk", _measured(JUNK), "measured", "as text"),
+    Case("metrics: NaN", _measured("a b nan target\na c 0.1 nontarget\n"), "measured", "no finite score"),
+    Case("metrics: one class", _measured("a b 0.5 target\n"), "measured", "nontarget"),
+    Case("metrics: no labels", _measured("a b 0.5\n"), "measured", "label"),
+    Case("metrics: long line", _measured(LONG_LINE), "measured", "columns"),
+)
+
+MODELS = (
+    Case("model: missing", _modelled(lambda p: p.folder / "none"), "none", "no such model folder"),
+    Case("model: a file", _modelled(lambda p: p.wav), "good.wav", "no such model folder"),
+    Case("model: an empty folder", _modelled(lambda p: p.folder), "work", "config.yaml"),
+    Case("model: junk config", _modelled(lambda p: p.bundle(config=JUNK)), "config.yaml", "cannot be read"),
+    Case(
+        "model: a config that runs",
+        _modelled(lambda p: p.bundle(config=yaml_that_runs(p.sentinel))),
+        "config.yaml",
+        "not plain YAML",
+    ),
+    Case(
+        "model: a deep config", _modelled(lambda p: p.bundle(config=DEEP)), "config.yaml", "nested too deeply|not plain"
+    ),
+    Case("model: a bomb", _modelled(lambda p: p.bundle(config=YAML_BOMB)), "config.yaml", "more than 100000 values"),
+    Case(
+        "model: unknown key",
+        _modelled(lambda p: p.configured("embedding_size", "embeding_size")),
+        "config.yaml",
+        "did you mean 'embedding_size'",
+    ),
+    Case(
+        "model: unknown front-end key",
+        _modelled(lambda p: p.configured("num_mels", "num_mel")),
+        "config.yaml",
+        r"frontend.num_mel .*'num_mels'",
+    ),
+    Case(
+        "model: other mels", _modelled(lambda p: p.configured("num_mels: 80", "num_mels: 72")), "model.onnx", "80 mels"
+    ),
+    Case(
+        "model: other size",
+        _modelled(lambda p: p.configured("embedding_size: 16", "embedding_size: 17")),
+        "model.onnx",
+        "16 values",
+    ),
+    Case(
+        "model: no rate",
+        _modelled(lambda p: p.configured("sample_rate: 16000", "sample_rate: 0")),
+        "config.yaml",
+        "sample_rate",
+    ),
+    Case(
+        "model: infinite window",
+        _modelled(lambda p: p.configured("frame_length: 25.0", "frame_length: .inf")),
+        "config.yaml",
+        "frame_length",
+    ),
+    Case(
+        "model: another format",
+        _modelled(lambda p: p.configured("speakerkit-bundle-1", "speakerkit-bundle-9")),
+        "config.yaml",
+        "format",
+    ),
+    Case(
+        "model: no weights",
+        _modelled(lambda p: p.bundle(onnx=None, weights=None)),
+        "bundle",
+        "neither model.safetensors",
+    ),
+    Case("model: junk onnx", _modelled(lambda p: p.bundle(onnx=JUNK)), "model.onnx", "cannot be loaded"),
+    Case(
+        "model: empty onnx",
+        _modelled(lambda p: p.bundle(onnx=b"")),
+        "model.onnx",
+        "cannot be loaded|inputs and outputs",
+    ),
+    Case("model: junk weights", _modelled(lambda p: p.bundle(onnx=None, weights=JUNK)), "model.safetensors", "damaged"),
+    Case(
+        "model: weights that are a pickle",
+        _modelled(lambda p: p.bundle(onnx=None, weights=trap_pickle(p.sentinel))),
+        "model.safetensors",
+        "damaged",
+    ),
+    Case(
+        "model: junk calibration",
+        lambda p: ["similarity", "-m", p.bundle(calibration=JUNK), p.wav, p.wav],
+        "calibration.json",
+        "no threshold",
+    ),
+    Case(
+        "model: a threshold of NaN",
+        lambda p: ["similarity", "-m", p.bundle(calibration='{"threshold": NaN, "source": "x"}'), p.wav, p.wav],
+        "calibration.json",
+        "threshold of nan",
+    ),
+    Case("export: missing", lambda p: ["export", p.folder / "none"], "none", "no such model"),
+    Case("export: junk weights", lambda p: ["export", p.bundle(weights=JUNK)], "model.safetensors", "damaged"),
+    Case(
+        "export: a pickle",
+        lambda p: ["export", p.bundle(weights=trap_pickle(p.sentinel))],
+        "model.safetensors",
+        "damaged",
+    ),
+    Case(
+        "export: a config that runs",
+        lambda p: ["export", p.bundle(config=yaml_that_runs(p.sentinel))],
+        "config.yaml",
+        "YAML",
+    ),
+    Case(
+        "export: unknown architecture",
+        lambda p: ["export", p.configured("ECAPA_TDNN", "ECAPA_TDN")],
+        "config.yaml",
+        "did you mean 'ECAPA_TDNN'",
+    ),
+    Case(
+        "export: wrong argument",
+        lambda p: ["export", p.configured("channels: 32", "channels: wide")],
+        "config.yaml",
+        "do not build",
+    ),
+    Case(
+        "export: other width",
+        lambda p: ["export", p.configured("channels: 32", "channels: 40")],
+        "bundle",
+        "size mismatch",
+    ),
+    Case("average: no folder", lambda p: ["average", p.folder / "none"], "none", "config.yaml"),
+    Case(
+        "average: a pickle",
+        lambda p: ["average", p.experiment_folder(trap_pickle(p.sentinel))],
+        "step_00000001.pt",
+        "refused",
+    ),
+    Case("average: junk", lambda p: ["average", p.experiment_folder(JUNK)], "step_00000001.pt", "refused|damaged"),
+    Case("average: empty", lambda p: ["average", p.experiment_folder(b"")], "step_00000001.pt", "damaged"),
+)
+
+TRAININGS = (
+    Case("train: no config", lambda p: ["train", p.folder / "no.yaml"], "no.yaml", "no such file"),
+    Case("train: junk", lambda p: ["train", p.file("c.yaml", JUNK)], "c.yaml", "cannot be read"),
+    Case(
+        "train: a config that runs", lambda p: ["train", p.file("c.yaml", yaml_that_runs(p.sentinel))], "c.yaml", "YAML"
+    ),
+    Case("train: a bomb", lambda p: ["train", p.file("c.yaml", YAML_BOMB)], "c.yaml", "more than 100000"),
+    Case(
+        "train: holds itself", lambda p: ["train", p.file("c.yaml", "a: &a\n  b: *a\n")], "c.yaml", "more than 100000"
+    ),
+    Case("train: an unknown key", lambda p: ["train", p.experiment(optimm="{lr: 1}")], "conf.yaml", "optimm .*'optim'"),
+    Case("train: a key twice", lambda p: ["train", p.file("c.yaml", "seed: 1\nseed: 2\n")], "c.yaml", "'seed' twice"),
+    Case(
+        "train: a wrong type", lambda p: ["train", p.experiment(), "--set", "trainer.steps=many"], "conf.yaml", "steps"
+    ),
+    Case(
+        "train: an override without value",
+        lambda p: ["train", p.experiment(), "--set", "trainer.steps"],
+        "--set",
+        "form",
+    ),
+    Case(
+        "train: an unknown model",
+        lambda p: ["train", p.experiment(model="{name: RESNET34}")],
+        "RESNET34",
+        "did you mean",
+    ),
+    Case(
+        "train: an unknown argument",
+        lambda p: ["train", p.experiment(model="{name: ResNet34, args: {depht: 3}}")],
+        "depht",
+        "has no argument",
+    ),
+    Case("train: an empty list", lambda p: ["train", p.experiment(p.file("r", ""))], "/r", "names no utterances"),
+    Case("train: a junk list", lambda p: ["train", p.experiment(p.file("r", JUNK))], "/r", "as text"),
+    Case("train: a duplicate", lambda p: ["train", p.experiment(p.file("r", 2 * p.row("a")))], "/r", "'a' comes twice"),
+    Case(
+        "train: a command",
+        lambda p: ["train", p.experiment(p.file("r", p.row("a", wav=f"touch {p.sentinel} |")))],
+        "/r",
+        "command",
+    ),
+    Case(
+        "train: a pickle as checkpoint",
+        lambda p: ["train", p.experiment_folder(trap_pickle(p.sentinel)).parent / "conf.yaml"],
+        "step_00000001.pt",
+        "refused",
+    ),
+    Case(
+        "train: resume from a pickle",
+        lambda p: ["train", p.experiment(), "--resume", p.file("x.pt", trap_pickle(p.sentinel))],
+        "x.pt",
+        "refused",
+    ),
+    Case(
+        "train: a shard with ../",
+        lambda p: ["train", p.shards(shard(p.folder / "s.tar", {"../../a.spk": b"s", "../../a.wav": encoded("WAV")}))],
+        "s.tar",
+        "unsafe name",
+    ),
+    Case(
+        "train: a truncated shard",
+        lambda p: [
+            "train",
+            p.shards(
+                p.file(
+                    "s.tar", shard(p.folder / "t.tar", {"a.spk": b"s", "a.wav": encoded("WAV")}).read_bytes()[:20000]
+                )
+            ),
+        ],
+        "s.tar",
+        "truncated|no readable tar",
+    ),
+    Case("train: a junk shard", lambda p: ["train", p.shards(p.file("s.tar", JUNK))], "s.tar", "no readable tar"),
+    Case(
+        "train: an empty shard",
+        lambda p: ["train", p.shards(p.file("s.tar", b""))],
+        "s.tar",
+        "no readable tar|truncated",
+    ),
+    Case(
+        "train: a shard of pickles",
+        lambda p: [
+            "train",
+            p.shards(shard(p.folder / "s.tar", {"a.pyd": trap_pickle(p.sentinel), "a.pth": trap_pickle(p.sentinel)})),
+        ],
+        "s.tar",
+        "no utterances",
+    ),
+    Case(
+        "train: a pickle as audio",
+        lambda p: ["train", p.shards(shard(p.folder / "s.tar", {"a.spk": b"s", "a.wav": trap_pickle(p.sentinel)}))],
+        "s.tar",
+        "cannot be decoded",
+    ),
+    Case(
+        "train: a pickle as LMDB keys",
+        lambda p: ["train", p.noise(p.lmdb(__keys__=trap_pickle(p.sentinel)))],
+        "store",
+        "unsafe",
+    ),
+    Case(
+        "train: junk as LMDB",
+        lambda p: ["train", p.noise(p.file("store/data.mdb", JUNK).parent)],
+        "store",
+        "no readable LMDB",
+    ),
+    Case("train: an LMDB without keys", lambda p: ["train", p.noise(p.lmdb(a=b"x"))], "store", "__keys__"),
+)
+
+USAGE = (
+    Case("no such option", lambda p: ["embed", "--modle", "x"], "--modle", "No such option"),
+    Case("no such command", lambda p: ["embedd"], "embedd", "No such command"),
+    Case("no model", lambda p: ["embed", p.wav], "--model", "Missing option"),
+    Case("neither files nor list", lambda p: ["embed", "-m", p.model], "embed", "takes either"),
+    Case("a bad choice", lambda p: ["embed", "-m", p.model, "--short", "cut", p.wav], "--short", "'cut'"),
+    Case("a bad channel", lambda p: ["embed", "-m", p.model, "--channel", "²", p.wav], "--channel", "'²'"),
+    Case(
+        "a channel that is not there",
+        lambda p: ["embed", "-m", p.model, "--channel", 3, p.wav],
+        "good.wav",
+        "no channel 3",
+    ),
+    Case("a bad device", lambda p: ["similarity", "-m", p.model, "--device", "tpu", p.wav, p.wav], "--device", "'tpu'"),
+    Case(
+        "an unusable device",
+        lambda p: ["embed", "-m", p.model, "--device", "cuda", p.wav],
+        "cuda",
+        "CPUExecutionProvider",
+    ),
+    Case(
+        "an unknown output", lambda p: ["embed", "-m", p.model, p.wav, "--out", p.folder / "e.bin"], "e.bin", "suffix"
+    ),
+    Case(
+        "an output in a file",
+        lambda p: ["embed", "-m", p.model, p.wav, "--out", p.wav / "e.npy"],
+        "good.wav",
+        "directory|exists",
+    ),
+    Case(
+        "a damaged model note",
+        lambda p: ["embed", "-m", p.model, p.wav, "--out", _embedded(p, JUNK)],
+        "e.npz",
+        "does not tell",
+    ),
+)
+
+
+def _embedded(place: Place, note: bytes) -> Path:
+    """An earlier extraction whose note on its model is damaged."""
+    out = place.folder / "e.npz"
+    assert speakerkit("embed", "-m", place.model, place.wav, "--out", out).code == 0
+    place.file("e.model.json", note)
+    return out
+
+
+@pytest.fixture
+def place(tmp_path: Path, small_bundle: Path) -> Place:
+    folder = tmp_path / "work"
+    folder.mkdir()
+    wav = tmp_path / "good.wav"
+    wav.write_bytes(encoded("WAV"))
+    return Place(folder, wav, small_bundle, tmp_path / "ran")
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("case", [*LISTS, *SCORING, *MODELS, *TRAININGS, *USAGE], ids=lambda case: case.name)
+def test_bad_file_is_refused(case: Case, place: Place) -> None:
+    if "cuda" in case.names:
+        _skip_with_cuda()
+    ran = speakerkit(*case.arguments(place))
+    assert not place.sentinel.exists(), "something was run"
+    assert ran.code == case.code, ran
+    assert len(ran.errors) == 1, ran.err[-3000:]
+    assert len(ran.errors[0]) < 3000
+    assert ran.out == ""
+    assert case.names in ran.errors[0]
+    assert re.search(case.fault, ran.errors[0]), ran.errors[0]
+    assert not (place.folder / "scores").exists()
+
+
+def _skip_with_cuda() -> None:
+    import onnxruntime
+
+    if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
+        pytest.skip("CUDA is usable here")
+
+
+def test_allowed_commands_run(place: Place) -> None:
+    """With --allow-pipes, and only then, an entry of a list is run."""
+    scp = place.file("wav.scp", f"a cat {place.wav} |\nb {place.wav}\n")
+    ran: Ran = speakerkit("embed", "-m", place.model, "--scp", scp, "--allow-pipes")
+    assert ran.code == 0, ran
+    first, second = (json.loads(line)["embedding"] for line in ran.out.splitlines())
+    np.testing.assert_allclose(first, second, rtol=1e-5)
+
+
+def test_a_failing_command_is_one_failure_of_a_batch(place: Place) -> None:
+    scp = place.file("wav.scp", f"a false |\nb {place.wav}\n")
+    ran = speakerkit("embed", "-m", place.model, "--scp", scp, "--allow-pipes")
+    assert ran.code == 3
+    assert "false" in ran.errors[0]
+
+
+def test_doctor_needs_nothing() -> None:
+    ran = speakerkit("doctor", "--json")
+    assert ran.code == 0
+    assert json.loads(ran.out)["onnxruntime_providers"]
