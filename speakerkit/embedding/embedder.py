@@ -47,7 +47,7 @@ class Extraction:
     Attributes:
         key: its id.
         vector: (D,) embedding; ``None`` where it failed.
-        seconds: length of the audio at the model's rate.
+        seconds: length of the audio, before any repeating.
         padded: whether it was shorter than the model's minimum and was repeated to reach it.
         error: why it failed.
     """
@@ -133,8 +133,9 @@ class Embedder:
             key, path = entry
             try:
                 source = open_entry(path) if allow_pipes else path
-                audio, padded = self._prepare(source, path, None, channel, short)
-                return Extraction(key, None, audio.seconds, padded), features(audio.samples, self.frontend)
+                audio, seconds = self._prepare(source, path, None, channel, short)
+                extraction = Extraction(key, None, seconds, padded=audio.seconds > seconds)
+                return extraction, features(audio.samples, self.frontend)
             except (SpeakerKitError, OSError, MemoryError) as error:
                 return _failure(key, path, error), None
 
@@ -162,8 +163,8 @@ class Embedder:
 
     def _prepare(
         self, source: AudioSource, name: str, rate: int | None, channel: Channel, short: Short
-    ) -> tuple[Audio, bool]:
-        """Audio at the model's rate, checked for signal and length; whether it was repeated to reach the minimum."""
+    ) -> tuple[Audio, float]:
+        """Audio at the model's rate, checked for signal and length, and its own length in seconds before any repeating."""
         native = load_audio(source, rate=rate, channel=channel)
         require_signal(native, name)
         wanted = self.frontend.sample_rate
@@ -171,9 +172,9 @@ class Embedder:
             logger.warning("%s is at %d Hz, the model at %d Hz: what is above is missing", name, native.rate, wanted)
         audio = native if native.rate == wanted else load_audio(native.samples, wanted, rate=native.rate)
         if len(audio.samples) >= self.frontend.min_samples:
-            return audio, False
+            return audio, audio.seconds
         if short == "pad":
-            return Audio(np.resize(audio.samples, self.frontend.min_samples), wanted), True
+            return Audio(np.resize(audio.samples, self.frontend.min_samples), wanted), audio.seconds
         raise AudioError(
             name,
             f"lasts {audio.seconds:.3f} s, the model needs {self.frontend.min_samples / wanted:.3f} s",

@@ -91,9 +91,9 @@ def test_padded_recordings_are_marked(write_wav: Callable[..., Path], onnx_bundl
     assert speakerkit("embed", "-m", onnx_bundle, "--scp", scp, "--out", out).code == 3
     assert not out.with_name("emb.padded.tsv").exists()
     assert speakerkit("embed", "-m", onnx_bundle, "--scp", scp, "--out", out, "--short", "pad").code == 0
-    assert out.with_name("emb.padded.tsv").read_text() == "s\t0.3000\n"
+    assert out.with_name("emb.padded.tsv").read_text() == "s\t0.1000\n"
     assert speakerkit("embed", "-m", onnx_bundle, "--scp", scp, "--out", out).code == 0
-    assert out.with_name("emb.padded.tsv").read_text() == "s\t0.3000\n"
+    assert out.with_name("emb.padded.tsv").read_text() == "s\t0.1000\n"
     rows = [
         json.loads(line)
         for line in speakerkit("embed", "-m", onnx_bundle, short, whole, "--short", "pad").out.splitlines()

@@ -84,7 +84,7 @@ def test_short_audio(model: Embedder, write_wav: Callable[..., Path]) -> None:
     (item,) = model.embed_many([("a", str(path))], short="pad")
     assert item.padded
     assert item.vector is not None
-    assert item.seconds == pytest.approx(0.3)
+    assert item.seconds == pytest.approx(0.1)
 
 
 @pytest.mark.parametrize("rate", [8000, 16000, 44100, 48000])

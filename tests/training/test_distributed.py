@@ -206,11 +206,14 @@ def test_stopping_the_launcher_saves_and_ends_all(experiment: Experiment, tmp_pa
     for line in process.stderr:
         if line.startswith("train 20/"):
             break
+    began = time.monotonic()
     ranks = children_of(process.pid)
     os.killpg(process.pid, signal.SIGINT)  # as Ctrl-C does: to all of them, and the launcher passes its own on
     _, stderr = process.communicate(timeout=LIMIT)
     assert process.returncode == 0, stderr
     assert "Traceback" not in stderr
+    assert time.monotonic() - began < 25  # the launcher kills after 30 s whatever has not ended by itself
+    assert "death signal" not in stderr
     assert re.search(r"stopped at step \d+; the same command goes on from there", stderr)
     assert last_state(tmp_path / "exp")["step"] >= 20
     wait_for_the_end_of(ranks)
