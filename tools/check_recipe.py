@@ -25,9 +25,7 @@ def main() -> int:
     """Check one experiment folder."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("exp_dir", type=Path)
-    parser.add_argument(
-        "--max-eer", type=float, required=True, help="percent, of plain cosine scores"
-    )
+    parser.add_argument("--max-eer", type=float, required=True, help="percent, of plain cosine scores")
     options = parser.parse_args()
     missing = [name for name in ARTEFACTS if not (options.exp_dir / name).is_file()]
     if missing:
