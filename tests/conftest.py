@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 import soundfile
 
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the command line sets it, before torch is loaded
+
 REPOSITORY = Path(__file__).resolve().parent.parent
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import logging
+import os
 import sys
 from collections.abc import Callable
 from typing import Annotated, Any
@@ -23,6 +24,8 @@ from speakerkit.errors import PeerFailed, SpeakerKitError, one_line
 
 # What click, or typer's own copy of it, raises for wrong usage: the class that the public one derives from.
 USAGE_ERROR: Any = typer.BadParameter.__bases__[0]
+
+INTERRUPTED = 130  # as shells have it
 
 app = typer.Typer(
     help="Speaker embeddings and what is built on them. Exit codes: 0 done, 2 bad input or usage, 3 a part failed.",
@@ -56,6 +59,8 @@ def root(
 
 def main() -> None:
     """Run the command line; never shows a traceback for bad input."""
+    # Before torch is loaded: its idle threads must not spin on the cores that load the data.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     logging.basicConfig(level=logging.WARNING, format="speakerkit: %(levelname)s: %(message)s", stream=sys.stderr)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # names need not be text in the terminal's encoding
@@ -72,6 +77,12 @@ def main() -> None:
             context = getattr(error, "ctx", None)
             _complain(f"{error.format_message()} (see {context.command_path if context else 'speakerkit'} --help)")
         sys.exit(2)
+    except (typer.Abort, KeyboardInterrupt):
+        _complain("interrupted")
+        sys.exit(INTERRUPTED)
+    except BrokenPipeError:  # the reader of a pipe has had enough, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
     except (OSError, MemoryError) as error:
         _complain(f"{str(error) or type(error).__name__}; check the disk, the memory and the permissions")
         sys.exit(2)

@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+STOPPED = 130  # what shells give for an interrupt: a recipe must not go on with a model that is half trained
+
 
 def train(
     config: Annotated[Path, typer.Argument(help="YAML file of the experiment.")],
@@ -22,8 +24,6 @@ def train(
 ) -> None:
     """Train a model; the same command again goes on where it stopped."""
     _require_torch()
-    # Before torch is loaded: its idle threads must not spin on the cores that load the data.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from speakerkit.training.experiment import read_experiment, run_experiment
 
     experiment = read_experiment(config, overrides or [])
@@ -33,7 +33,9 @@ def train(
         result = launch(nproc, config, overrides or [], resume, stop_after)
     else:
         result = run_experiment(config, overrides or [], resume, stop_after)
-    if result is not None and os.environ.get("RANK", "0") == "0":
+    if result is None or result.stopped:
+        raise typer.Exit(STOPPED)
+    if os.environ.get("RANK", "0") == "0":
         typer.echo(f"{experiment.exp_dir}: step {result.step} of {result.steps}, checkpoints in {result.checkpoints}")
 
 

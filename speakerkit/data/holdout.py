@@ -30,8 +30,9 @@ class Holdout:
 def hold_out(utterances: Iterable[Utterance], speakers: int, seed: int) -> Holdout:
     """Hold out one utterance of each of up to ``speakers`` speakers that have three or more.
 
-    Every speaker stays in training; where none has three, nothing is held out. The trials pair each held-out utterance with all training utterances of the chosen
-    speakers; since these were trained on, their EER shows progress and is no result.
+    Every speaker stays in training; where none has three, nothing is held out. The trials pair each held-out utterance
+    with all training utterances of the chosen speakers; since these were trained on, their EER shows progress and is no
+    result.
     """
     utterances = list(utterances)
     by_speaker: dict[str, list[Utterance]] = {}

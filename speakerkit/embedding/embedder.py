@@ -164,7 +164,7 @@ class Embedder:
     def _prepare(
         self, source: AudioSource, name: str, rate: int | None, channel: Channel, short: Short
     ) -> tuple[Audio, float]:
-        """Audio at the model's rate, checked for signal and length, and its own length in seconds before any repeating."""
+        """Audio at the model's rate, checked for signal and length, and its seconds before any repeating."""
         native = load_audio(source, rate=rate, channel=channel)
         require_signal(native, name)
         wanted = self.frontend.sample_rate

@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from speakerkit.bundle import Bundle, BundleConfig, write_bundle
-from speakerkit.embedding.model import backbone_for
+from speakerkit.embedding.model import backbone_for, load_tensors
 from speakerkit.errors import BundleError
 from speakerkit.features import FrontEnd
 from speakerkit.training.checkpoint import average_states, list_checkpoints, load_checkpoint, save_checkpoint
@@ -42,7 +42,7 @@ def publish(exp_dir: Path, out: Path, *, last: int | None = None, best: bool = F
     save_checkpoint(folder / AVERAGE, {"model": averaged})
     tensors = {name.removeprefix(PREFIX): t for name, t in averaged.items() if name.startswith(PREFIX)}
     backbone = backbone_for(experiment.model, experiment.frontend)
-    backbone.load_state_dict(tensors)
+    load_tensors(backbone, tensors, paths[-1])
     config = BundleConfig(
         model=experiment.model,
         frontend=_with_minimum(experiment.frontend, backbone.min_frames),

@@ -40,12 +40,20 @@ IMPATIENCE = 2.0  # seconds after which a second signal to stop is meant: a term
 
 @dataclass(frozen=True)
 class TrainingResult:
-    """How a run ended: ``step`` of ``steps`` done, where the checkpoints are, and the last validation."""
+    """How a run ended.
+
+    Attributes:
+        step: optimiser steps done, of ``steps``.
+        checkpoints: folder that holds them.
+        metrics: of the last validation.
+        stopped: whether a signal ended it early.
+    """
 
     step: int
     steps: int
     checkpoints: Path
     metrics: dict[str, float]
+    stopped: bool
 
 
 class Trainer:
@@ -163,16 +171,17 @@ class Trainer:
             TrainingError: non-finite losses in a row.
         """
         log = RunLog(self.exp_dir, self.step, self.config.steps, self.world.is_main)
+        stopped = False
         try:
             self._announce(log)
             if self.step < self.config.steps:
                 with self._signals():
-                    self._loop(log, min(self.config.steps, stop_after or self.config.steps))
+                    stopped = self._loop(log, min(self.config.steps, stop_after or self.config.steps))
             else:
                 log.message(f"training is complete: step {self.step} of {self.config.steps}")
         finally:
             log.close()
-        return TrainingResult(self.step, self.config.steps, self.folder, self.metrics)
+        return TrainingResult(self.step, self.config.steps, self.folder, self.metrics, stopped)
 
     def _announce(self, log: RunLog) -> None:
         count = sum(parameter.numel() for parameter in self.model.parameters())
@@ -182,7 +191,8 @@ class Trainer:
             f"(scale rule: x {self.lr_scale:.4g})"
         )
 
-    def _loop(self, log: RunLog, last: int) -> None:
+    def _loop(self, log: RunLog, last: int) -> bool:
+        """Steps up to ``last``; whether a signal ended them before all were done."""
         model = self._wrapped()
         batches = self.task.train_batches(self.world.rank, self.world.size)
         waited, began, bad_in_row = 0.0, time.monotonic(), 0
@@ -221,7 +231,8 @@ class Trainer:
             self._validate_and_save(log, at_end)
             if at_end and self.step < self.config.steps:
                 log.message(f"stopped at step {self.step}; the same command goes on from there")
-                break
+                return asked_to_stop
+        return False
 
     def _draw(self, batches: Iterator[Batch]) -> list[Batch]:
         """The batches of one step; where one rank cannot draw, all end."""

@@ -156,3 +156,20 @@ def test_a_reader_that_goes_away(write_wav: Callable[..., Path], onnx_bundle: Pa
     command = f"{sys.executable} -c 'from speakerkit.cli.main import main; main()' doctor | head -c 1"
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=120, cwd=REPOSITORY)
     assert "Traceback" not in done.stderr
+
+
+def test_interrupt_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("speakerkit.verification.trials.read_scores", interrupted)
+    done = speakerkit("metrics", "scores")
+    assert done.code == 130
+    assert done.err.splitlines() == ["speakerkit: error: interrupted"]
+
+
+def test_a_reader_that_stops_early_is_no_error() -> None:
+    command = f"{sys.executable} -m speakerkit data augmentations | head -c 1"
+    done = subprocess.run(["bash", "-o", "pipefail", "-c", command], capture_output=True, text=True)
+    assert "error" not in done.stderr
+    assert "Traceback" not in done.stderr

@@ -114,7 +114,7 @@ def test_sigterm_saves_and_the_same_command_goes_on(experiment: Experiment, tmp_
             break
     os.killpg(process.pid, signal.SIGTERM)
     _, stderr = process.communicate(timeout=60)
-    assert process.returncode == 0, stderr
+    assert process.returncode == 130, stderr
     assert "Traceback" not in stderr
     state = last_state(tmp_path / "killed")
     assert 10 <= state["step"] < 400
