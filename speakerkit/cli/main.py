@@ -25,8 +25,6 @@ from speakerkit.errors import PeerFailed, SpeakerKitError, one_line
 # What click, or typer's own copy of it, raises for wrong usage: the class that the public one derives from.
 USAGE_ERROR: Any = typer.BadParameter.__bases__[0]
 
-INTERRUPTED = 130  # as shells have it
-
 app = typer.Typer(
     help="Speaker embeddings and what is built on them. Exit codes: 0 done, 2 bad input or usage, 3 a part failed.",
     no_args_is_help=True,
@@ -77,9 +75,6 @@ def main() -> None:
             context = getattr(error, "ctx", None)
             _complain(f"{error.format_message()} (see {context.command_path if context else 'speakerkit'} --help)")
         sys.exit(2)
-    except (typer.Abort, KeyboardInterrupt):
-        _complain("interrupted")
-        sys.exit(INTERRUPTED)
     except BrokenPipeError:  # the reader of a pipe has had enough, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
