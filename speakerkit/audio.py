@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import os
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Literal, TypeGuard
@@ -116,8 +118,10 @@ def audio_info(source: str | os.PathLike[str] | bytes) -> AudioInfo:
     """
     name = _name(source)
     if is_container(source):
-        decoded = _decode_container(source, name, "mix")
-        return AudioInfo(decoded.rate, 1, len(decoded.samples))
+        with _container(source, name) as (_, stream, declared):
+            rate, channels = _checked_rate(int(stream.codec_context.sample_rate), name), int(stream.channels)
+        frames = round(declared * rate) if declared else len(_decode_container(source, name, 0).samples)
+        return AudioInfo(rate, channels, frames)
     with _open(source, name) as sound:
         _refuse_lying_header(source, sound, name)
         rate = _checked_rate(sound.samplerate, name)
@@ -322,8 +326,9 @@ def _refuse_lying_header(source: Any, sound: soundfile.SoundFile, name: str) -> 
         position += 8 + length + (length & 1)
 
 
-def _decode_container(source: str | os.PathLike[str] | bytes, name: str, channel: Channel) -> Audio:
-    """Decode m4a, mp4, webm and the like through PyAV."""
+@contextmanager
+def _container(source: str | os.PathLike[str] | bytes, name: str) -> Iterator[tuple[Any, Any, float]]:
+    """Open m4a, mp4, webm and the like through PyAV: container, audio stream, declared seconds (0 where unknown)."""
     _refuse_bad_path(source, name)
     try:
         import av
@@ -334,16 +339,24 @@ def _decode_container(source: str | os.PathLike[str] | bytes, name: str, channel
             if not container.streams.audio:
                 raise AudioError(name, "holds no audio stream", "check the file")
             stream = container.streams.audio[0]
-            rate = _checked_rate(int(stream.codec_context.sample_rate), name)
             declared = float(stream.duration * stream.time_base) if stream.duration and stream.time_base else 0.0
-            resampler = av.AudioResampler(format="fltp", rate=rate)
-            blocks = [
-                _pick_channel(block.to_ndarray().astype(np.float32, copy=False), channel, name)
-                for frame in container.decode(stream)
-                for block in resampler.resample(frame)
-            ]
+            yield container, stream, declared
     except (av.FFmpegError, ValueError, OSError) as error:
         raise AudioError(name, f"cannot be decoded ({_reason(error)})", "convert it to flac with ffmpeg") from None
+
+
+def _decode_container(source: str | os.PathLike[str] | bytes, name: str, channel: Channel) -> Audio:
+    """Decode what :func:`_container` opens."""
+    with _container(source, name) as (container, stream, declared):
+        from av import AudioResampler
+
+        rate = _checked_rate(int(stream.codec_context.sample_rate), name)
+        resampler = AudioResampler(format="fltp", rate=rate)
+        blocks = [
+            _pick_channel(block.to_ndarray().astype(np.float32, copy=False), channel, name)
+            for frame in container.decode(stream)
+            for block in resampler.resample(frame)
+        ]
     if not blocks:
         raise AudioError(name, "holds no samples", "record it again or leave it out")
     audio = Audio(np.concatenate(blocks), rate)

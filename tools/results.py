@@ -12,7 +12,7 @@ from speakerkit.config import read_yaml, to_dict, write_yaml
 from speakerkit.files import write_json, write_lines
 from speakerkit.verification.metrics import VerificationMetrics, metrics_table
 
-PATHS = {"exp_dir", "data"}  # they differ between machines, so the configuration's hash leaves them out
+PATHS = {"exp_dir", "init", "train", "valid", "valid_trials", "noise", "rir", "shard_cache"}  # differ between machines
 
 
 def main(exp_dir: Path) -> None:
@@ -20,7 +20,8 @@ def main(exp_dir: Path) -> None:
     measured = json.loads((exp_dir / "metrics.json").read_text(encoding="utf-8"))
     config = read_yaml(exp_dir / "config.yaml")
     run = json.loads((exp_dir / "provenance.json").read_text(encoding="utf-8"))
-    spelled = json.dumps({key: value for key, value in config.items() if key not in PATHS}, sort_keys=True)
+    settings = {**config, "data": {key: value for key, value in config["data"].items() if key not in PATHS}}
+    spelled = json.dumps({key: value for key, value in settings.items() if key not in PATHS}, sort_keys=True)
     facts = {
         "corpus": measured["title"],
         "model": config["model"]["name"],
