@@ -123,10 +123,12 @@ stage_3() {
     args+=(--set "data.train=$lists/train.list")
     [ ! -f "$lists/valid.trials" ] || args+=(--set "data.valid_trials=$lists/valid.trials")
   fi
-  local store
-  for store in noise rir; do
-    [ ! -d "$lists/$store.lmdb" ] || args+=(--set "data.$store=$lists/$store.lmdb")
-  done
+  if [ -d "$lists/noise.lmdb" ] && [ -d "$lists/rir.lmdb" ]; then
+    args+=(--set "data.noise=$lists/noise.lmdb" --set "data.rir=$lists/rir.lmdb")
+  else
+    echo "note: no noises and room responses in $data, so nothing is augmented"
+    args+=(--set "data.augment=[]")
+  fi
   [ "$gpus" -eq 0 ] && args+=(--set trainer.device=cpu) || args+=(--set trainer.device=cuda --nproc "$gpus")
   [ ${#set_args[@]} -eq 0 ] || args+=("${set_args[@]}")
   speakerkit train "$config" "${args[@]}"
