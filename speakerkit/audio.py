@@ -31,6 +31,8 @@ STREAMED_LENGTHS = {0, 0x7FFF_F000, 0xFFFF_FFFF}
 CONTAINER_SLACK = 0.25  # seconds that a container may declare beyond what decodes: encoders' priming and padding
 NOTHING_FOUND = 7  # libsndfile's code where an mp3 holds no frame; its own words are "File does not exist"
 HEADER_BYTES = 4096  # where a RIFF file's chunks before its samples are looked for
+# Formats that PyAV may find in a file, whatever its name: none of them (as playlists do) makes it read another file.
+CONTAINER_FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,aac,asf,flac,ogg,mp3,wav"
 CONTAINER_SUFFIXES = {".m4a", ".mp4", ".aac", ".webm", ".wma", ".mka", ".mkv", ".mov"}
 
 
@@ -334,8 +336,10 @@ def _container(source: str | os.PathLike[str] | bytes, name: str) -> Iterator[tu
         import av
     except ImportError:
         raise MissingExtraError(f"{name}: reading m4a, mp4 or webm", "formats") from None
+    # Without "file:" FFmpeg takes what stands before a colon in a file's name for a protocol.
+    opened = io.BytesIO(source) if isinstance(source, bytes) else f"file:{os.fspath(source)}"
     try:
-        with av.open(io.BytesIO(source) if isinstance(source, bytes) else os.fspath(source), mode="r") as container:
+        with av.open(opened, mode="r", options={"format_whitelist": CONTAINER_FORMATS}) as container:
             if not container.streams.audio:
                 raise AudioError(name, "holds no audio stream", "check the file")
             stream = container.streams.audio[0]

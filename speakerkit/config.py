@@ -116,6 +116,16 @@ def _copy(value: Any) -> Any:
     return [_copy(item) for item in value] if isinstance(value, list) else value
 
 
+def require(holds: bool, key: str, value: object, remedy: str) -> None:
+    """Refuse the value of a key where what must hold of it does not.
+
+    Raises:
+        ConfigError: it does not hold.
+    """
+    if not holds:
+        raise ConfigError(key, f"is {reprlib.repr(value)}", remedy)
+
+
 def read_config(cls: type[T], path: str | Path, overrides: Sequence[str] = ()) -> T:
     """The dataclass ``cls`` from a YAML file and dotted overrides; errors name the file.
 

@@ -62,6 +62,8 @@ class FrontEnd:
             raise ConfigError("frontend.sample_rate", f"is {self.sample_rate}", f"{MIN_RATE} to {MAX_RATE} Hz")
         if min(self.num_mels, self.window_samples, self.shift_samples) <= 0:
             raise ConfigError("frontend", "rates, mels and frame sizes must be positive", "check its fields")
+        if self.dither < 0:
+            raise ConfigError("frontend.dither", f"is {self.dither}", "it is at least 0")
         if not 0 <= self.low_freq < self.upper_edge <= self.sample_rate / 2:
             raise ConfigError("frontend", "low_freq and high_freq leave no band", "0 <= low < high <= Nyquist")
 

@@ -153,7 +153,7 @@ def test_entries() -> None:
     assert open_entry("a b.wav") == "a b.wav"
     assert open_entry("printf abc |") == b"abc"
     assert open_entry("pipe:printf abc") == b"abc"
-    with pytest.raises(DataError, match=r"ends with status 3 .*sorry"):
+    with pytest.raises(DataError, match=r"failed with status 3 .*sorry"):
         open_entry("echo sorry >&2; exit 3 |")
 
 

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from speakerkit.cli import lists
+from speakerkit.cli.options import Json
 
 app = typer.Typer(help="Corpora and lists: prepare, generate, check, pack.", no_args_is_help=True)
 
@@ -86,7 +87,7 @@ def check(
     ] = None,
     noise: Annotated[Path | None, typer.Option(help="Directory of noises or room responses to check as well.")] = None,
     allow_pipes: Annotated[bool, typer.Option("--allow-pipes", help="Take commands in wav.scp; not run here.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+    as_json: Json = False,
     workers: Workers = 8,
 ) -> None:
     """List every fault of a data directory at once; exits with 2 where there are errors."""

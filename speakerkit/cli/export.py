@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from speakerkit.export.onnx import Parity, ParityRow
 
 
 def export(
@@ -20,6 +23,10 @@ def export(
         raise MissingExtraError("export", "train") from None
 
     parity = export_bundle(model)
-    typer.echo(f"{model / 'model.onnx'}: largest difference to torch {parity.max_abs_diff:.2e}, over")
+    typer.echo(f"{model / 'model.onnx'}: largest difference to torch {_shown(parity)}, over")
     for row in parity.rows:
-        typer.echo(f"  batch {row.batch}, {row.frames} frames: {row.max_abs_diff:.2e}")
+        typer.echo(f"  batch {row.batch}, {row.frames} frames: {_shown(row)}")
+
+
+def _shown(found: Parity | ParityRow) -> str:
+    return f"absolute {found.max_abs_diff:.2e}, relative {found.relative_diff:.2e}"

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from speakerkit.cli.options import AllowPipes, Json
+
 if TYPE_CHECKING:
     from speakerkit.data.lists import Utterance
-
-AllowPipes = Annotated[bool, typer.Option("--allow-pipes", help="Run entries of wav.scp that are commands.")]
 
 
 def raw(
@@ -85,7 +85,7 @@ def lmdb(
     typer.echo(out)
 
 
-def augmentations(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
+def augmentations(as_json: Json = False) -> None:
     """List the augmentations that a configuration can name, with their parameters."""
     import json
 
@@ -122,15 +122,14 @@ def holdout(
     """Cut a training directory into raw lists to train on and to watch the training by."""
     from speakerkit.data.holdout import hold_out
     from speakerkit.data.lists import read_data_dir, write_utterance_list
-    from speakerkit.files import write_lines
+    from speakerkit.data.trials import write_trial_list
 
     cut = hold_out(read_data_dir(data_dir, allow_pipes), speakers, seed)
     write_utterance_list(out_dir / "train.list", cut.train)
     valid, trials = out_dir / "valid.list", out_dir / "valid.trials"
     if cut.valid:
-        labels = {True: "target", False: "nontarget"}
         write_utterance_list(valid, cut.valid)
-        write_lines(trials, (f"{one} {other} {labels[same]}" for one, other, same in cut.trials))
+        write_trial_list(trials, cut.trials)
     else:
         valid.unlink(missing_ok=True)
         trials.unlink(missing_ok=True)

@@ -9,10 +9,12 @@ from typing import Annotated
 
 import typer
 
+from speakerkit.cli.options import Json
+
 
 def metrics(
     scores: Annotated[list[Path], typer.Argument(help="Score files: 'enrol test score target|nontarget' a line.")],
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+    as_json: Json = False,
     det: Annotated[Path | None, typer.Option(help="Draw the DET curves into this .png or .svg.")] = None,
     title_label: Annotated[str, typer.Option(help="Heading of table and picture, such as the test set.")] = "",
 ) -> None:

@@ -29,9 +29,10 @@ def cosine(
 ) -> None:
     """Cosine of the two embeddings of each trial, in [-1, 1]."""
     from speakerkit.data.ark import read_embeddings
-    from speakerkit.verification.cosine import read_mean, score_cosine
+    from speakerkit.verification.cosine import read_mean, require_one_model, score_cosine
     from speakerkit.verification.trials import read_trials, write_scores
 
+    require_one_model(*(path for path in (embeddings, mean, enrol) if path is not None))
     scores = score_cosine(
         read_embeddings(embeddings),
         read_trials(trials),

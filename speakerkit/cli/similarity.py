@@ -8,7 +8,16 @@ from typing import Annotated
 
 import typer
 
-from speakerkit.cli.options import Device, Json, Model, ShortAudio, check_short, open_model
+from speakerkit.cli.options import (
+    ChannelOption,
+    Device,
+    Json,
+    Model,
+    ShortAudio,
+    check_channel,
+    check_short,
+    open_model,
+)
 
 
 def similarity(
@@ -16,6 +25,7 @@ def similarity(
     second: Annotated[Path, typer.Argument(help="Another recording.")],
     model: Model,
     short: ShortAudio = "error",
+    channel: ChannelOption = "mix",
     threshold: Annotated[
         float | None, typer.Option(min=-1, max=1, help="Decide by this cosine instead of the model's.")
     ] = None,
@@ -23,9 +33,9 @@ def similarity(
     as_json: Json = False,
 ) -> None:
     """Cosine of two recordings in [-1, 1]; a decision only where a threshold is known."""
-    short_audio = check_short(short)
+    short_audio, picked = check_short(short), check_channel(channel)
     embedder = open_model(model, device)
-    cosine = embedder.similarity(first, second, short=short_audio)
+    cosine = embedder.similarity(first, second, channel=picked, short=short_audio)
     known = (threshold, "--threshold") if threshold is not None else embedder.bundle.threshold()
     result = {
         "cosine": round(cosine, 6),

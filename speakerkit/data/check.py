@@ -14,7 +14,7 @@ from typing import Literal
 from speakerkit.audio import audio_info, load_audio, require_signal
 from speakerkit.data.lists import read_lines, refuse_pipe
 from speakerkit.data.parallel import map_threads
-from speakerkit.data.prepare.trials import LABELS
+from speakerkit.data.trials import parse_trial
 from speakerkit.errors import AudioError, DataError, SpeakerKitError
 
 NOISE_TYPES = frozenset({"noise", "music", "speech", "rir"})
@@ -141,7 +141,7 @@ def check_data_dir(
         folder: the data directory.
         sample_rate: the rate in Hz that every file must have; ``None`` only warns where rates differ.
         decode: decode every file, which also finds damage behind the header, non-finite samples and silence.
-        trials: a trial list; ``None`` takes ``trials`` of the folder where there is one.
+        trials: a trial list; ``None`` takes every ``trials*`` of the folder.
         noise: a directory of noises or room responses (``wav.scp``, ``utt2type``) to check as well. The type of an
             entry is that in ``utt2type``, or else the first part of its key (``music/x.wav``).
         allow_pipes: take entries that are commands as they are; they are not run here.
@@ -159,8 +159,7 @@ def check_data_dir(
     for speaker, count in Counter(speakers.values()).items():
         if count == 1:
             faults.add("one-utterance speaker", speaker)
-    trial_list = Path(trials) if trials is not None else folder / "trials"
-    if trials is not None or trial_list.exists():
+    for trial_list in sorted(folder.glob("trials*")) if trials is None else [Path(trials)]:
         _check_trials(trial_list, wavs, faults)
     noises = {} if noise is None else _check_noise_types(_existing(noise), faults)
     speech = _without_commands(wavs, "wav.scp", allow_pipes, faults)
@@ -241,11 +240,11 @@ def _note(faults: _Faults, kind: str, examples: Iterable[str]) -> None:
 def _check_trials(path: Path, wavs: dict[str, str], faults: _Faults) -> None:
     missing: Counter[str] = Counter()
     for line in read_lines(path):
-        parts = line.split()
-        if len(parts) != 3 or parts[2] not in LABELS:
-            faults.add("malformed line", f"{path.name}: {line!r}")
+        trial = parse_trial(line)
+        if trial is None:
+            faults.add("malformed line", f"{path.name}: {line[:200]!r}")
             continue
-        missing.update(key for key in parts[:2] if key not in wavs)
+        missing.update(key for key in trial[:2] if key not in wavs)
     _note(faults, "trial without audio", (f"{path.name}: {key} (in {count} trials)" for key, count in missing.items()))
 
 

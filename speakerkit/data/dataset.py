@@ -153,27 +153,58 @@ def read_piece(
 
     Args:
         segments: (start, end) in seconds; the piece is cut from their concatenation, from the whole if there are none.
+
+    Raises:
+        DataError: the segments are all too short to be read.
     """
-    rate: int | None = None
-    recording: str | bytes | Samples = source
-    if is_container(source):  # decodes as a whole or not at all
-        rate = frontend.sample_rate
-        recording = load_audio(source, rate).samples
-        seconds = len(recording) / rate
-    else:
-        seconds = audio_info(source).seconds
-    segments = segments or ((0.0, seconds),)
+    recording, rate = _opened(source, frontend)
+    if not segments:
+        seconds = audio_info(source).seconds if rate is None else len(recording) / rate
+        segments = ((0.0, seconds),)
     total = sum(end - start for start, end in segments)
     wanted = frontend.chunk_samples(frames) * stretch / frontend.sample_rate + SLACK
     offset = rng.uniform(0.0, total - wanted) if total > wanted else 0.0
-    pieces = []
+    spans = []
     for start, end in segments:
         first, last = max(0.0, offset), min(end - start, offset + wanted)
         offset -= end - start
         if last - first > SLACK / 2 or len(segments) == 1:
-            piece = load_audio(recording, frontend.sample_rate, rate=rate, start=start + first, duration=last - first)
-            pieces.append(piece.samples)
-    return np.concatenate(pieces)
+            spans.append((start + first, last - first))
+    return _joined(recording, rate, frontend, spans)
+
+
+def read_speech(source: str | bytes, frontend: FrontEnd, segments: Sequence[tuple[float, float]] = ()) -> Samples:
+    """The concatenation of all ``segments`` (start, end) in seconds; the whole recording if there are none.
+
+    Raises:
+        DataError: the segments are all too short to be read.
+    """
+    if not segments:
+        return load_audio(source, frontend.sample_rate).samples
+    spans = [(start, end - start) for start, end in segments if end - start > SLACK / 2 or len(segments) == 1]
+    return _joined(*_opened(source, frontend), frontend, spans)
+
+
+def _opened(source: str | bytes, frontend: FrontEnd) -> tuple[str | bytes | Samples, int | None]:
+    """What spans are cut from: the source itself, or, of what decodes as a whole or not at all, samples and rate."""
+    if is_container(source):
+        return load_audio(source, frontend.sample_rate).samples, frontend.sample_rate
+    return source, None
+
+
+def _joined(
+    recording: str | bytes | Samples, rate: int | None, frontend: FrontEnd, spans: list[tuple[float, float]]
+) -> Samples:
+    """The spans (start, duration) of a recording, one after another."""
+    if not spans:
+        name = recording if isinstance(recording, str) else None
+        raise DataError(name, "has vad segments that are all too short to be read", "correct or drop them")
+    return np.concatenate(
+        [
+            load_audio(recording, frontend.sample_rate, rate=rate, start=start, duration=duration).samples
+            for start, duration in spans
+        ]
+    )
 
 
 def fit_length(values: npt.NDArray[np.float32], length: int, rng: np.random.Generator) -> npt.NDArray[np.float32]:

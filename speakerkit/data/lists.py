@@ -105,18 +105,21 @@ def command_of(value: str) -> str:
 
 
 def open_entry(value: str) -> str | bytes:
-    """What a list entry stands for: its path, or the output of its command where pipes were allowed on reading.
+    """What a list entry stands for: its path, or the output of its command where pipes were allowed on reading."""
+    return run_entry(value) if command_of(value) else value
+
+
+def run_entry(value: str) -> bytes:
+    """What the command of a list entry prints.
 
     Raises:
         DataError: the command fails.
     """
-    command = command_of(value)
-    if not command:
-        return value
-    done = subprocess.run(command, shell=True, capture_output=True)  # noqa: S602 - the user allowed it
+    # A shell on purpose: Kaldi's commands are pipelines, and the user has allowed them.
+    done = subprocess.run(command_of(value), shell=True, capture_output=True)  # noqa: S602
     if done.returncode:
         reason = done.stderr.decode(errors="replace").strip().splitlines()[-1:] or ["no message"]
-        raise DataError(value, f"ends with status {done.returncode} ({reason[0]})", "run it by hand")
+        raise DataError(value, f"failed with status {done.returncode} ({reason[0]})", "run it by hand")
     return done.stdout
 
 

@@ -13,7 +13,6 @@ import io
 import os
 import re
 import shutil
-import subprocess
 import tarfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -30,7 +29,7 @@ import soundfile
 from tqdm import tqdm
 
 from speakerkit.audio import audio_info, load_audio
-from speakerkit.data.lists import Utterance, read_lines, refuse_pipe
+from speakerkit.data.lists import Utterance, command_of, read_lines, refuse_pipe, run_entry
 from speakerkit.data.parallel import map_threads
 from speakerkit.errors import AudioError, DataError, MissingExtraError, SpeakerKitError
 from speakerkit.files import atomic_open, atomic_path, write_lines
@@ -189,7 +188,7 @@ def _encoded(utterance: Utterance, allow_pipes: bool) -> tuple[bytes, str]:
     """What goes into the tar: the file as it is, or the concatenated vad segments as a wav."""
     data, suffix = encoded_audio(utterance.wav, allow_pipes=allow_pipes)
     if utterance.vad:
-        return _speech_as_wav(utterance, data if _command(utterance.wav) else utterance.wav), ".wav"
+        return _speech_as_wav(utterance, data if command_of(utterance.wav) else utterance.wav), ".wav"
     return data, suffix
 
 
@@ -219,11 +218,10 @@ def encoded_audio(location: str, *, allow_pipes: bool = False) -> tuple[bytes, s
         AudioError: missing, empty or undecodable audio, or a format that shards and stores do not hold.
         DataError: a command that is not allowed, or that fails.
     """
-    command = _command(location)
-    if command:
+    if command_of(location):
         if not allow_pipes:
             refuse_pipe(location, location, location)
-        data, suffix = _output(command), ".wav"
+        data, suffix = run_entry(location), ".wav"
         try:
             frames = audio_info(data).frames
         except AudioError as error:
@@ -239,24 +237,6 @@ def encoded_audio(location: str, *, allow_pipes: bool = False) -> tuple[bytes, s
     if frames == 0:
         raise AudioError(location, "holds no samples", "record it again or leave it out")
     return data, suffix
-
-
-def _command(location: str) -> str:
-    """The shell command in ``cmd |`` or ``pipe:cmd``; "" for a path."""
-    if location.startswith("pipe:"):
-        return location.removeprefix("pipe:").strip()
-    return location.rstrip()[:-1].strip() if location.rstrip().endswith("|") else ""
-
-
-def _output(command: str) -> bytes:
-    # A shell on purpose: Kaldi's commands are pipelines, and the caller has allowed them.
-    done = subprocess.run(command, shell=True, capture_output=True, check=False)  # noqa: S602
-    if done.returncode:
-        words = done.stderr.decode(errors="replace").strip().splitlines()
-        raise DataError(
-            command, f"failed with {done.returncode} ({words[-1] if words else 'no message'})", "run it alone"
-        )
-    return done.stdout
 
 
 def index_shard(path: str | Path) -> list[ShardMember]:
@@ -419,7 +399,7 @@ def _local(entry: str, listing: Path, allow_pipes: bool, cache: Path) -> str:
     """The path of a shard; that of its copy where ``entry`` is a URL or a command."""
     if entry.startswith("file:"):
         return url2pathname(urlparse(entry).path)
-    remote = f"pipe:{_command(entry)}" if _command(entry) else entry
+    remote = f"pipe:{command_of(entry)}" if command_of(entry) else entry
     if remote.startswith("pipe:") or "://" in remote:
         if not allow_pipes:
             raise DataError(

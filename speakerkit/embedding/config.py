@@ -6,9 +6,11 @@ import math
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from speakerkit.config import NamedConfig
+from speakerkit.config import NamedConfig, require
 from speakerkit.errors import ConfigError
 from speakerkit.features import FrontEnd
+
+SLOWEST, FASTEST = 0.5, 2.0  # speed factors that still sound like speech
 
 
 @dataclass(frozen=True)
@@ -20,6 +22,12 @@ class SpecAugmentConfig:
     time_width: int = 10
     freq_masks: int = 1
     freq_width: int = 8
+
+    def __post_init__(self) -> None:
+        require(0 <= self.prob <= 1, "data.spec_augment.prob", self.prob, "it is from 0 to 1")
+        for name in ("time_masks", "time_width", "freq_masks", "freq_width"):
+            value = getattr(self, name)
+            require(value >= 0, f"data.spec_augment.{name}", value, "it is at least 0")
 
 
 @dataclass(frozen=True)
@@ -67,17 +75,17 @@ class DataConfig:
     def __post_init__(self) -> None:
         if self.batch_size < 1 or self.chunk_frames < 1:
             raise ConfigError("data", "batch_size and chunk_frames must be positive", "set them to at least 1")
-        if not self.speeds or min(self.speeds) <= 0 or len(set(self.speeds)) < len(self.speeds):
-            raise ConfigError("data.speeds", f"is {self.speeds}", "give distinct positive factors, such as [1.0, 0.9]")
-        if self.speeds[0] != 1.0:
-            raise ConfigError("data.speeds", f"is {self.speeds}", "the first factor is 1.0, the speakers as they are")
-        if min(self.shuffle_shards, self.utterances_per_speaker) < 1 or min(self.workers, self.max_bad_share) < 0:
-            raise ConfigError(
-                "data",
-                "has a negative count",
-                "shuffle_shards and utterances_per_speaker start at 1, workers and max_bad_share at 0",
-            )
-        if self.sampling == "balanced" and self.batch_size % self.utterances_per_speaker:
+        fits = all(SLOWEST <= speed <= FASTEST for speed in self.speeds) and len(set(self.speeds)) == len(self.speeds)
+        require(fits, "data.speeds", self.speeds, f"factors are distinct and from {SLOWEST} to {FASTEST}")
+        require(
+            self.speeds[:1] == [1.0], "data.speeds", self.speeds, "the first factor is 1.0, the speakers as they are"
+        )
+        require(self.shuffle_shards >= 1, "data.shuffle_shards", self.shuffle_shards, "it is at least 1")
+        repeats = self.utterances_per_speaker
+        require(repeats >= 1, "data.utterances_per_speaker", repeats, "it is at least 1")
+        require(self.workers >= 0, "data.workers", self.workers, "it is at least 0")
+        require(0 <= self.max_bad_share <= 1, "data.max_bad_share", self.max_bad_share, "it is from 0 to 1")
+        if self.sampling == "balanced" and self.batch_size % repeats:
             raise ConfigError(
                 "data.batch_size", "is no multiple of utterances_per_speaker", "P speakers x K utterances make a batch"
             )
@@ -98,7 +106,9 @@ class MarginConfig:
             raise ConfigError(
                 "margin", f"goes from {self.initial} to {self.final}", "margins are from 0 to below pi / 2"
             )
-        if self.start_step > max(0, self.end_step):
+        require(self.start_step >= 0, "margin.start_step", self.start_step, "it is at least 0")
+        require(self.end_step >= 0, "margin.end_step", self.end_step, "it is at least 0")
+        if self.start_step > self.end_step:
             raise ConfigError("margin.end_step", "is before start_step", "the margin is final from end_step on")
 
 

@@ -103,9 +103,29 @@ class Embedder:
         self._refuse_nothing(vector, name)
         return vector
 
-    def similarity(self, first: AudioSource, second: AudioSource, *, short: Short = "error") -> float:
-        """Cosine of the embeddings of two recordings, in [-1, 1]."""
-        one, other = (self.embed(source, short=short).astype(np.float64) for source in (first, second))
+    def similarity(
+        self,
+        first: AudioSource,
+        second: AudioSource,
+        *,
+        rate: int | None = None,
+        channel: Channel = "mix",
+        short: Short = "error",
+    ) -> float:
+        """Cosine of the embeddings of two recordings, in [-1, 1].
+
+        Args:
+            first: as the ``source`` of :meth:`embed`; so is ``second``.
+            rate: rate in Hz of those that are arrays; a file carries its own.
+            channel: as for :meth:`embed`, of both.
+            short: as for :meth:`embed`.
+        """
+        one, other = (
+            self.embed(
+                source, rate=rate if isinstance(source, np.ndarray) else None, channel=channel, short=short
+            ).astype(np.float64)
+            for source in (first, second)
+        )
         return float(np.clip(one @ other / np.sqrt((one @ one) * (other @ other)), -1.0, 1.0))
 
     def embed_many(
@@ -257,7 +277,11 @@ def _equal_lengths(
 
 def _onnx_runner(bundle: Bundle, device: str) -> tuple[Run, str]:
     """Features (B, T, F) to embeddings (B, D) on onnxruntime; one thread a call, so that results do not vary."""
-    import onnxruntime
+    try:
+        import onnxruntime
+    except (ImportError, OSError) as error:
+        fault = f"cannot be run: onnxruntime cannot be imported ({_first_line(error)})"
+        raise BundleError(bundle.graph, fault, "pip install onnxruntime, and see `speakerkit doctor`") from None
 
     available = onnxruntime.get_available_providers()
     providers = ["CPUExecutionProvider"]

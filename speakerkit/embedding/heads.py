@@ -30,6 +30,8 @@ class Head(nn.Module):
 
     def __init__(self, embed_dim: int, num_classes: int, scale: float = 32.0, margin: float = 0.2) -> None:
         super().__init__()
+        if not isinstance(scale, (int, float)) or not 0 < scale < math.inf:
+            raise ConfigError("head.args", f"scale is {scale!r}", "it is a number above 0")
         self.scale = scale
         self.weight = nn.Parameter(torch.empty(num_classes, embed_dim))
         nn.init.xavier_uniform_(self.weight)

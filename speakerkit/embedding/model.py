@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -15,6 +16,17 @@ from speakerkit.embedding.registry import Backbone, build_backbone
 from speakerkit.errors import BundleError, ConfigError
 from speakerkit.features import FrontEnd
 from speakerkit.nn.fbank import Fbank, SpecAugment
+
+UNBUILDABLE = (  # what builders raise for values that make no network
+    TypeError,
+    ValueError,
+    RuntimeError,
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    LookupError,
+    UserWarning,
+)
 
 
 class SpeakerNet(nn.Module):
@@ -47,8 +59,22 @@ class SpeakerNet(nn.Module):
 
 
 def backbone_for(model: NamedConfig, frontend: FrontEnd) -> Backbone:
-    """The registered backbone, its ``feat_dim`` taken from the front-end."""
-    return build_backbone(model.name, **{"feat_dim": frontend.num_mels, **model.args})
+    """The registered backbone, its ``feat_dim`` taken from the front-end.
+
+    Raises:
+        ConfigError: no such backbone, arguments that it does not take, or another ``feat_dim`` than the front-end's.
+    """
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", "Initializing zero-element tensors")  # a size of 0, which torch lets pass
+        try:
+            backbone = build_backbone(model.name, **{"feat_dim": frontend.num_mels, **model.args})
+        except UNBUILDABLE as error:
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise ConfigError("model.args", f"do not build a {model.name} ({reason})", "correct them") from None
+    if backbone.feat_dim != frontend.num_mels:
+        fault = f"is {frontend.num_mels}, that of its model {backbone.feat_dim}"
+        raise ConfigError("frontend.num_mels", fault, "correct one of the two")
+    return backbone
 
 
 def open_backbone(bundle: Bundle) -> Backbone:
@@ -63,14 +89,9 @@ def open_backbone(bundle: Bundle) -> Backbone:
         backbone = backbone_for(config.model, config.frontend)
     except ConfigError as error:
         raise BundleError(path, f"{error.subject} {error.fault}", error.remedy) from None
-    except (TypeError, ValueError, RuntimeError, ArithmeticError, AssertionError, LookupError) as error:
-        raise BundleError(path, f"model.args do not build a {config.model.name} ({error})", "correct them") from None
-    for name, built, said in (
-        ("frontend.num_mels", backbone.feat_dim, config.frontend.num_mels),
-        ("embedding_size", backbone.embed_dim, config.embedding_size),
-    ):
-        if built != said:
-            raise BundleError(path, f"{name} is {said}, that of its model {built}", "correct model.args, or copy again")
+    if backbone.embed_dim != config.embedding_size:
+        fault = f"embedding_size is {config.embedding_size}, that of its model {backbone.embed_dim}"
+        raise BundleError(path, fault, "correct model.args, or copy again")
     load_backbone(backbone, bundle)
     return backbone
 

@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
-from speakerkit.audio import load_audio
 from speakerkit.bundle import read_bundle
 from speakerkit.config import to_dict
 from speakerkit.data.ark import Embeddings
@@ -29,6 +28,7 @@ from speakerkit.data.dataset import (
     Source,
     TrainingDataset,
     read_features,
+    read_speech,
 )
 from speakerkit.data.lists import Utterance, open_entry, read_utterance_list
 from speakerkit.data.sampling import BalancedOrder, Order, PositionBatches, ShuffledOrder
@@ -41,7 +41,7 @@ from speakerkit.embedding.model import SpeakerNet, backbone_for, load_backbone, 
 from speakerkit.errors import ConfigError, DataError, SpeakerKitError, TrainingError
 from speakerkit.features import Features, features
 from speakerkit.nn.fbank import Fbank, SpecAugment
-from speakerkit.nn.weights import load_checkpoint
+from speakerkit.nn.weights import load_checkpoint, model_of
 from speakerkit.verification.cosine import score_cosine
 from speakerkit.verification.metrics import evaluate
 from speakerkit.verification.trials import Trials, read_trials
@@ -51,6 +51,12 @@ logger = logging.getLogger("speakerkit.training")
 Batch = dict[str, Any]
 
 DRAWS_BEFORE_JUDGING = 200  # a share of bad files means little on fewer
+
+# Settings that may differ on resuming: where things lie, and how they are read. Speeds are judged by those in effect.
+FREE_DATA_SETTINGS = {
+    *("train", "valid", "valid_trials", "noise", "rir", "shard_cache"),
+    *("workers", "max_bad_share", "allow_pipes", "speeds"),
+}
 
 
 class EmbeddingTask:
@@ -103,7 +109,7 @@ class EmbeddingTask:
         spec_augment = config.data.spec_augment
         model = SpeakerNet(backbone, head, fbank, SpecAugment(**to_dict(spec_augment)))
         if config.init and Path(config.init).is_file():
-            load_tensors(model, load_checkpoint(config.init).get("model", {}), config.init)
+            load_tensors(model, model_of(load_checkpoint(config.init), config.init), config.init)
         elif config.init:
             load_backbone(backbone, read_bundle(config.init))
         return model
@@ -193,7 +199,7 @@ class EmbeddingTask:
         """Features (T, F) of the whole of an utterance, as at inference."""
         frontend = self.config.frontend
         if not utterance.feat:
-            return features(load_audio(open_entry(utterance.wav), frontend.sample_rate).samples, frontend)
+            return features(read_speech(open_entry(utterance.wav), frontend, utterance.vad), frontend)
         matrix = read_features(utterance.feat, frontend)
         return matrix - matrix.mean(axis=0) if frontend.mean_norm else matrix
 
@@ -204,14 +210,17 @@ class EmbeddingTask:
         return {"margin": value}
 
     def fingerprint(self) -> dict[str, Any]:
-        """Classes, architecture, front-end, speeds and seed: what a checkpoint belongs to."""
+        """Classes, architecture, front-end, margin, data settings and seed: what a checkpoint belongs to."""
         names = "\n".join(self.classes)
+        data = {name: value for name, value in to_dict(self.config.data).items() if name not in FREE_DATA_SETTINGS}
         return {
             "speaker list": hashlib.sha256(names.encode()).hexdigest(),
             "model": to_dict(self.config.model),
             "head": to_dict(self.config.head),
             "frontend": to_dict(self.config.frontend),
+            "margin": to_dict(self.config.margin),
             "speeds": list(self.speeds),
+            "data": data,
             "seed": self.config.seed,
         }
 

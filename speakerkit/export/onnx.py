@@ -46,6 +46,11 @@ class Parity:
         """The largest difference; NaN without rows."""
         return max((row.max_abs_diff for row in self.rows), default=float("nan"))
 
+    @property
+    def relative_diff(self) -> float:
+        """The largest relative difference, which is the one that is checked; NaN without rows."""
+        return max((row.relative_diff for row in self.rows), default=float("nan"))
+
 
 def export_onnx(
     backbone: Backbone, path: str | Path, *, min_frames: int, metadata: dict[str, str], check: bool = True

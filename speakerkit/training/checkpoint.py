@@ -14,7 +14,7 @@ from torch import Tensor
 
 from speakerkit.errors import BundleError
 from speakerkit.files import atomic_open, atomic_path
-from speakerkit.nn.weights import load_checkpoint
+from speakerkit.nn.weights import load_checkpoint, model_of
 
 logger = logging.getLogger("speakerkit.training")
 
@@ -24,6 +24,11 @@ NAME = re.compile(r"step_(\d{8})\.pt")
 def checkpoint_path(folder: Path, step: int) -> Path:
     """Where the checkpoint after ``step`` steps stands."""
     return folder / f"step_{step:08d}.pt"
+
+
+def step_of(path: Path) -> int:
+    """The steps done in a step checkpoint."""
+    return int(path.stem.removeprefix("step_"))
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
@@ -76,18 +81,6 @@ def keep_best(folder: Path, path: Path) -> None:
     """Copy ``path`` to ``best.pt``."""
     with atomic_path(folder / "best.pt") as temporary:
         shutil.copyfile(path, temporary)
-
-
-def model_of(state: dict[str, Any], path: str | Path) -> dict[str, Tensor]:
-    """The model's tensors in a checkpoint.
-
-    Raises:
-        BundleError: it holds none.
-    """
-    model = state.get("model")
-    if not isinstance(model, dict) or not all(isinstance(tensor, Tensor) for tensor in model.values()):
-        raise BundleError(path, "is no checkpoint of a training run", "name one of EXP_DIR/checkpoints")
-    return model
 
 
 def average_states(paths: Sequence[Path]) -> dict[str, Tensor]:

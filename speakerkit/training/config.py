@@ -5,7 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from speakerkit.config import require
 from speakerkit.errors import ConfigError
+
+MAX_THREADS = 1024
 
 
 @dataclass(frozen=True)
@@ -28,6 +31,13 @@ class OptimConfig:
     decay_norms: bool = True
     reference_batch: int = 0
 
+    def __post_init__(self) -> None:
+        require(self.lr > 0, "optim.lr", self.lr, "it is above 0")
+        require(0 <= self.momentum < 1, "optim.momentum", self.momentum, "it is from 0 to below 1")
+        require(all(0 <= beta < 1 for beta in self.betas), "optim.betas", self.betas, "they are from 0 to below 1")
+        require(self.weight_decay >= 0, "optim.weight_decay", self.weight_decay, "it is at least 0")
+        require(self.reference_batch >= 0, "optim.reference_batch", self.reference_batch, "it is at least 0")
+
 
 @dataclass(frozen=True)
 class ScheduleConfig:
@@ -44,6 +54,8 @@ class ScheduleConfig:
     final_lr: float = 5e-5
 
     def __post_init__(self) -> None:
+        require(self.warmup_steps >= 0, "schedule.warmup_steps", self.warmup_steps, "it is at least 0")
+        require(self.final_lr >= 0, "schedule.final_lr", self.final_lr, "it is at least 0")
         if self.name == "exponential" and self.final_lr <= 0:
             raise ConfigError("schedule.final_lr", "must be positive for an exponential decay", "for example 5e-5")
 
@@ -90,6 +102,10 @@ class TrainerConfig:
             raise ConfigError(
                 "trainer", "steps, accumulate, log_every, keep_last, average and max_bad_steps start at 1", "raise them"
             )
+        for name in ("grad_clip", "valid_every", "save_every", "threads"):
+            value = getattr(self, name)
+            require(value >= 0, f"trainer.{name}", value, "it is at least 0")
+        require(self.threads <= MAX_THREADS, "trainer.threads", self.threads, f"it is at most {MAX_THREADS}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,7 +118,6 @@ class RunConfig:
     """
 
     exp_dir: str
-    task: Literal["embedding"] = "embedding"
     seed: int = 42
     optim: OptimConfig = field(default_factory=OptimConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)

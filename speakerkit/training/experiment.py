@@ -21,6 +21,8 @@ from speakerkit.training.config import RunConfig
 from speakerkit.training.distributed import ranks
 from speakerkit.training.trainer import Trainer, TrainingResult
 
+PACKAGE = Path(__file__).parents[1]
+
 
 @dataclass(frozen=True, kw_only=True)
 class EmbeddingExperiment(EmbeddingConfig, RunConfig):
@@ -58,7 +60,8 @@ def run_experiment(
             )
             trainer.resume(resume)
         with world.together():
-            if world.is_main:
+            # What explains a complete run is left as it is: nothing is trained with this configuration.
+            if world.is_main and not (trainer.complete and (exp_dir / "config.yaml").is_file()):
                 write_yaml(exp_dir / "config.yaml", to_dict(config))
                 write_lines(exp_dir / "speakers.txt", task.classes)
                 write_json(exp_dir / "provenance.json", provenance())
@@ -92,11 +95,16 @@ def _version(package: str) -> str | None:
 
 
 def _git_revision() -> str | None:
+    """The revision of speakerkit's own repository; ``None`` where it is installed, also inside another repository."""
+    top = _git("rev-parse", "--show-toplevel")
+    if top is None or Path(top).resolve() != PACKAGE.resolve().parent:
+        return None
+    return _git("describe", "--always", "--dirty", "--abbrev=12")
+
+
+def _git(*words: str) -> str | None:
     try:
-        folder = Path(__file__).parent
-        done = subprocess.run(
-            ["git", "describe", "--always", "--dirty", "--abbrev=12"], cwd=folder, capture_output=True, text=True
-        )
+        done = subprocess.run(["git", *words], cwd=PACKAGE, capture_output=True, text=True)
     except OSError:
         return None
     return done.stdout.strip() or None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,8 +10,10 @@ from speakerkit.bundle import Bundle, BundleConfig, write_bundle
 from speakerkit.embedding.model import backbone_for, load_tensors
 from speakerkit.errors import BundleError
 from speakerkit.features import FrontEnd
-from speakerkit.training.checkpoint import average_states, list_checkpoints, load_checkpoint, save_checkpoint
-from speakerkit.training.experiment import read_experiment, read_provenance
+from speakerkit.training.checkpoint import average_states, list_checkpoints, load_checkpoint, save_checkpoint, step_of
+from speakerkit.training.experiment import EmbeddingExperiment, read_experiment, read_provenance
+
+logger = logging.getLogger("speakerkit.training")
 
 PREFIX = "backbone."
 AVERAGE = "average.pt"  # backbone and head, for fine-tuning
@@ -29,16 +32,18 @@ def publish(exp_dir: Path, out: Path, *, last: int | None = None, best: bool = F
         raise BundleError(exp_dir, "holds no config.yaml", "name the exp_dir of a training run")
     experiment = read_experiment(exp_dir / "config.yaml")
     folder = exp_dir / "checkpoints"
+    found = list_checkpoints(folder)
     if best:
         paths = [folder / "best.pt"]
     else:
-        found = list_checkpoints(folder)
         if last is not None and last > len(found):
             raise BundleError(
                 folder, f"holds {len(found)} checkpoints, not {last}", "raise trainer.average, or ask less"
             )
         paths = found[-(last or experiment.trainer.average) :]
     averaged = average_states(paths)
+    missing = 0 if best or last else experiment.trainer.average - len(paths)
+    _warn(exp_dir, experiment, found, missing)
     save_checkpoint(folder / AVERAGE, {"model": averaged})
     tensors = {name.removeprefix(PREFIX): t for name, t in averaged.items() if name.startswith(PREFIX)}
     backbone = backbone_for(experiment.model, experiment.frontend)
@@ -56,6 +61,18 @@ def publish(exp_dir: Path, out: Path, *, last: int | None = None, best: bool = F
         },
     )
     return write_bundle(out, config, tensors)
+
+
+def _warn(exp_dir: Path, experiment: EmbeddingExperiment, found: list[Path], missing: int) -> None:
+    """Say in one line where a bundle is made of less than the experiment plans."""
+    steps, average = experiment.trainer.steps, experiment.trainer.average
+    faults = []
+    if missing > 0:
+        faults.append(f"{average - missing} checkpoints are averaged, trainer.average is {average}")
+    if found and step_of(found[-1]) < steps:
+        faults.append(f"training is at step {step_of(found[-1])} of {steps}")
+    if faults:
+        logger.warning("%s: %s", exp_dir, "; ".join(faults))
 
 
 def _with_minimum(frontend: FrontEnd, min_frames: int) -> FrontEnd:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from speakerkit.config import to_dict
 from speakerkit.errors import ConfigError, TrainingError
 from speakerkit.training.checkpoint import (
     checkpoint_path,
@@ -36,6 +37,7 @@ from speakerkit.training.task import Batch, Task
 
 WAITING_WARNING = 0.3  # share of time spent waiting for data
 IMPATIENCE = 2.0  # seconds after which a second signal to stop is meant: a terminal and a launcher may both send one
+SHAPING = ("steps", "precision", "accumulate", "grad_clip")  # the trainer's settings that the weights depend on
 
 
 @dataclass(frozen=True)
@@ -79,7 +81,7 @@ class Trainer:
         batch_size: int,
     ) -> None:
         self.task, self.world, self.seed = task, world, seed
-        self.config, self.schedule = trainer, schedule
+        self.config, self.optim, self.schedule = trainer, optim, schedule
         self.folder = exp_dir / "checkpoints"
         self.exp_dir = exp_dir
         if trainer.precision == "fp16" and world.device.type != "cuda":
@@ -111,8 +113,8 @@ class Trainer:
                 the path of one.
 
         Raises:
-            TrainingError: there is one where none should be, it is of other classes or architecture, or the folder
-                holds newer ones.
+            TrainingError: there is one where none should be, it was trained with another configuration, or the
+                folder holds newer ones.
             BundleError: it cannot be read.
         """
         if resume == "none":
@@ -150,16 +152,31 @@ class Trainer:
                 str(path), f"is older than {newest[0]}", "move the newer ones away, or train into another exp_dir"
             )
 
+    def fingerprint(self) -> dict[str, Any]:
+        """Everything that shapes the training, the task's part and the trainer's own, as plain values."""
+        return {
+            **self.task.fingerprint(),
+            "optim": to_dict(self.optim),
+            "schedule": to_dict(self.schedule),
+            "trainer": {name: getattr(self.config, name) for name in SHAPING},
+        }
+
     def _check_fingerprint(self, path: Path, theirs: Any) -> None:
         if not isinstance(theirs, dict):
             raise TrainingError(str(path), "is no checkpoint to go on from", "name one of EXP_DIR/checkpoints")
-        for name, mine in self.task.fingerprint().items():
+        for name, mine in self.fingerprint().items():
             if mine != theirs.get(name):
+                there, here = _difference(theirs.get(name), mine)
                 raise TrainingError(
                     str(path),
-                    f"was trained with another {name} ({_brief(theirs.get(name))} there, {_brief(mine)} here)",
+                    f"was trained with another {name} ({_brief(there)} there, {_brief(here)} here)",
                     "restore the configuration and lists, or train into another exp_dir",
                 )
+
+    @property
+    def complete(self) -> bool:
+        """Whether all steps are done."""
+        return self.step >= self.config.steps
 
     def fit(self, stop_after: int | None = None) -> TrainingResult:
         """Train up to ``trainer.steps``.
@@ -174,7 +191,7 @@ class Trainer:
         stopped = False
         try:
             self._announce(log)
-            if self.step < self.config.steps:
+            if not self.complete:
                 with self._signals():
                     stopped = self._loop(log, min(self.config.steps, stop_after or self.config.steps))
             else:
@@ -343,7 +360,7 @@ class Trainer:
                 "optimizer": self.optimizer.state_dict(),
                 "scaler": self.scaler.state_dict(),
                 "task": self.task.state_dict(),
-                "fingerprint": self.task.fingerprint(),
+                "fingerprint": self.fingerprint(),
                 "best": self.best,
                 "metrics": self.metrics,
                 "skipped": self.skipped,
@@ -401,6 +418,14 @@ class Trainer:
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
+
+
+def _difference(theirs: Any, mine: Any) -> tuple[Any, Any]:
+    """Both values; of two mappings, only the entries that differ."""
+    if not isinstance(theirs, dict) or not isinstance(mine, dict):
+        return theirs, mine
+    names = [name for name in {**theirs, **mine} if theirs.get(name) != mine.get(name)]
+    return {name: theirs.get(name) for name in names}, {name: mine.get(name) for name in names}
 
 
 def _brief(value: Any) -> str:

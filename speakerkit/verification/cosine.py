@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,6 @@ import numpy.typing as npt
 
 from speakerkit.data.ark import Embeddings, read_array, read_embeddings
 from speakerkit.errors import DataError
-from speakerkit.files import atomic_open
 from speakerkit.verification.trials import Scores, Trials
 
 Floats = npt.NDArray[np.float64]
@@ -60,12 +60,6 @@ def embedding_mean(embeddings: Embeddings) -> Floats:
     return embeddings.vectors.mean(axis=0, dtype=np.float64)
 
 
-def write_mean(path: str | Path, mean: npt.ArrayLike) -> None:
-    """Write a mean (dim,) as ``.npy``, atomically."""
-    with atomic_open(path, "wb") as stream:
-        np.save(stream, np.asarray(mean, dtype=np.float64), allow_pickle=False)
-
-
 def read_mean(path: str | Path) -> Floats:
     """Read a mean (dim,) from a ``.npy`` vector, or compute it from a file of embeddings.
 
@@ -77,6 +71,36 @@ def read_mean(path: str | Path) -> Floats:
         return embedding_mean(read_embeddings(path))
     array = read_array(path)
     return embedding_mean(read_embeddings(path)) if array.ndim == 2 else array.astype(np.float64)
+
+
+def require_one_model(*paths: str | Path) -> None:
+    """Compare the models that ``STEM.model.json`` beside each file names; files without one are taken on trust.
+
+    Raises:
+        DataError: two files come from different models; names both.
+    """
+    known: tuple[Path, str] | None = None
+    for path in map(Path, paths):
+        digest = _model_digest(path)
+        if digest is None:
+            continue
+        if known is not None and known[1] != digest:
+            raise DataError(path, f"was made by another model than {known[0]}", "extract both with one model")
+        known = known or (path, digest)
+
+
+def _model_digest(path: Path) -> str | None:
+    """Hash of the model that made ``path``, as ``embed`` notes it; ``None`` where there is no note."""
+    note = path.with_name(f"{path.stem}.model.json")
+    try:
+        digest = json.loads(note.read_text(encoding="utf-8"))["sha256"]
+    except OSError:
+        return None
+    except (ValueError, RecursionError, KeyError, TypeError):
+        digest = None
+    if not isinstance(digest, str):
+        raise DataError(note, "does not tell which model it stands for", f"extract {path.name} again")
+    return digest
 
 
 def _directions(embeddings: Embeddings, keys: tuple[str, ...], mean: npt.ArrayLike | None) -> Floats:

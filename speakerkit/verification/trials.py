@@ -11,11 +11,9 @@ import numpy as np
 import numpy.typing as npt
 
 from speakerkit.data.lists import read_lines
+from speakerkit.data.trials import LABELS, VOXCELEB_LABELS
 from speakerkit.errors import DataError
 from speakerkit.files import write_lines
-
-LABELS = {"target": True, "nontarget": False, "tgt": True, "imp": False}
-VOXCELEB_LABELS = {"1": True, "0": False}
 
 
 @dataclass(frozen=True, eq=False)

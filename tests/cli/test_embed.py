@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +14,7 @@ import soundfile
 
 from speakerkit.data.ark import read_embeddings
 from speakerkit.embedding.embedder import Embedder
+from speakerkit.embedding.extract import output_of
 from tests.command import speakerkit
 from tests.conftest import speech_like
 
@@ -79,7 +81,8 @@ def test_outputs(out: str, write_wav: Callable[..., Path], onnx_bundle: Path, mo
     printed = speakerkit("embed", "-m", onnx_bundle, "a b.wav", "ü.wav")
     for line in printed.out.splitlines():
         row = json.loads(line)
-        np.testing.assert_allclose(embeddings[row["key"]], row["embedding"], rtol=1e-6)
+        key = {"a b.wav": "a%20b.wav", "ü.wav": "%C3%BC.wav"}[row["key"]]
+        np.testing.assert_allclose(embeddings[key], row["embedding"], rtol=1e-6)
     assert not Path("failed.tsv").exists()
 
 
@@ -92,8 +95,11 @@ def test_padded_recordings_are_marked(write_wav: Callable[..., Path], onnx_bundl
     assert not out.with_name("emb.padded.tsv").exists()
     assert speakerkit("embed", "-m", onnx_bundle, "--scp", scp, "--out", out, "--short", "pad").code == 0
     assert out.with_name("emb.padded.tsv").read_text() == "s\t0.1000\n"
-    assert speakerkit("embed", "-m", onnx_bundle, "--scp", scp, "--out", out).code == 0
+    assert speakerkit("embed", "-m", onnx_bundle, "--scp", scp, "--out", out, "--short", "pad").code == 0
     assert out.with_name("emb.padded.tsv").read_text() == "s\t0.1000\n"
+    ran = speakerkit("embed", "-m", onnx_bundle, "--scp", scp, "--out", out)
+    assert ran.code == 2
+    assert "was made with --short pad, not error; use --overwrite, or write to another file" in ran.errors[0]
     rows = [
         json.loads(line)
         for line in speakerkit("embed", "-m", onnx_bundle, short, whole, "--short", "pad").out.splitlines()
@@ -114,6 +120,75 @@ def test_another_model_is_refused(write_wav: Callable[..., Path], onnx_bundle: P
     assert speakerkit("embed", "-m", small_bundle, path, "--out", out).code == 0
     shutil.move(out.with_name("emb.model.json"), out.with_name("gone"))
     assert "does not tell" in speakerkit("embed", "-m", small_bundle, path, "--out", out).errors[0]
+
+
+def test_another_channel_is_refused(write_wav: Callable[..., Path], onnx_bundle: Path) -> None:
+    one, other = write_wav("a.wav"), write_wav("b.wav", seed=1)
+    out = one.with_name("emb.npz")
+    command = ["embed", "-m", onnx_bundle, "--out", out]
+    assert speakerkit(*command, one).code == 0
+    note = json.loads(out.with_name("emb.model.json").read_text())
+    assert (note["channel"], note["short"], note["dimension"]) == ("mix", "error", 16)
+    ran = speakerkit(*command, one, other, "--channel", 0)
+    assert ran.code == 2
+    assert "was made with --channel mix, not 0; use --overwrite" in ran.errors[0]
+    assert len(read_embeddings(out)) == 1
+    assert speakerkit(*command, one, other, "--channel", 0, "--overwrite").code == 0
+    assert speakerkit(*command, one, other, "--channel", 0).code == 0
+
+
+def test_outputs_of_one_folder_share_the_failures(write_wav: Callable[..., Path], onnx_bundle: Path) -> None:
+    good = write_wav("good.wav")
+    folder = good.parent
+
+    def extract(name: str, **entries: Path) -> list[str]:
+        scp = folder / f"{name}.scp"
+        scp.write_text("".join(f"{key} {path}\n" for key, path in entries.items()))
+        speakerkit("embed", "-m", onnx_bundle, "--scp", scp, "--out", folder / f"{name}.npz")
+        failed = folder / "failed.tsv"
+        return [row.split("\t")[0] for row in failed.read_text().splitlines()] if failed.exists() else []
+
+    none = folder / "none.wav"
+    assert extract("test", b=none, a=good) == ["b"]
+    assert extract("train", c=good) == ["b"]
+    assert extract("train", c=good, d=none) == ["b", "d"]
+    assert extract("test", b=good, a=good) == ["d"]
+    assert extract("train", c=good, d=good) == []
+
+
+@pytest.mark.parametrize(
+    ("out", "fault"),
+    [
+        ("emb", r"names no embedding format; .*npy:PATH.*ark,scp:a\.ark,a\.scp"),
+        ("ark,scp:a/emb.ark,b/emb.scp", "names an ark and a scp apart"),
+        ("ark,scp:one.ark,two.scp", "names an ark and a scp apart"),
+        ("ark,scp:emb.scp,emb.ark", "names an ark and a scp apart"),
+    ],
+)
+def test_outputs_that_are_refused(
+    out: str, fault: str, write_wav: Callable[..., Path], onnx_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_wav("a.wav")
+    monkeypatch.chdir(path.parent)
+    ran = speakerkit("embed", "-m", onnx_bundle, path, "--out", out)
+    assert ran.code == 2
+    assert re.search(fault, ran.errors[0]), ran.errors
+    assert [file.name for file in path.parent.iterdir()] == ["a.wav"]
+
+
+@pytest.mark.parametrize(
+    ("text", "path", "form"),
+    [
+        ("npy", "embeddings", "npy"),
+        ("ark,scp", "embeddings", "ark,scp"),
+        ("npy:a,b/emb", "a,b/emb", "npy"),
+        ("ark,scp:a,b/emb.ark,a,b/emb.scp", "a,b/emb.scp", "ark,scp"),
+        ("ark,scp:./emb.ark,emb.scp", "emb.scp", "ark,scp"),
+        ("x/emb.ark", "x/emb.ark", None),
+    ],
+)
+def test_forms_of_out(text: str, path: str, form: str | None) -> None:
+    assert output_of(text) == (Path(path), form)
 
 
 @pytest.mark.parametrize("overwrite", [False, True])

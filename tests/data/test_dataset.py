@@ -22,6 +22,7 @@ from speakerkit.data.dataset import (
     TrainingDataset,
     fit_length,
     read_features,
+    read_speech,
 )
 from speakerkit.data.lists import Utterance, read_utterance_list, write_utterance_list
 from speakerkit.data.sampling import BalancedOrder, ShuffledOrder
@@ -198,6 +199,15 @@ def test_vad_segments_are_concatenated_and_only_they_are_read(
         starts.append(piece[0])
     assert min(starts) < 0.55 / 3
     assert max(starts) > 2.0 / 3
+
+
+def test_vad_segments_that_are_all_too_short(utterances: list[Utterance]) -> None:
+    spans = ((0.1, 0.1005), (0.2, 0.2006))
+    source = RawSource([Utterance("u0", "s0", utterances[0].wav, spans)], FRONTEND)
+    with pytest.raises(DataError, match="too short"):
+        source.read(0, FRAMES, 1.0, np.random.default_rng(0))
+    with pytest.raises(DataError, match="too short"):
+        read_speech(utterances[0].wav, FRONTEND, spans)
 
 
 def test_vad_in_shards_is_what_raw_lists_read(utterances: list[Utterance], tmp_path: Path) -> None:

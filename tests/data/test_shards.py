@@ -153,7 +153,7 @@ def test_commands_run_only_where_allowed(tmp_path: Path) -> None:
     (member,) = index_shard(path)
     assert read_member(member) == Path(wav).read_bytes()
     assert member.suffix == ".wav"
-    with pytest.raises(DataError, match="failed with 3"):
+    with pytest.raises(DataError, match="failed with status 3"):
         write_shards([Utterance("a", "s", "exit 3 |")], tmp_path / "out", allow_pipes=True)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import socket
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import soundfile
 
 from speakerkit.embedding import embedder as module
 from speakerkit.embedding.embedder import Embedder, load
-from speakerkit.errors import AudioError, ConfigError
+from speakerkit.errors import AudioError, BundleError, ConfigError
 from tests.conftest import speech_like
 
 RATE = 16000
@@ -131,6 +132,23 @@ def test_similarity(model: Embedder, recordings: list[tuple[str, str]]) -> None:
     value = model.similarity(recordings[0][1], recordings[5][1])
     assert -1 <= value < 0.9999
     assert value == pytest.approx(cosine(*(model.embed(recordings[n][1]) for n in (0, 5))))
+
+
+def test_similarity_of_arrays_and_channels(onnx_bundle: Path, tmp_path: Path) -> None:
+    model = load(onnx_bundle, "cpu")
+    left, right = speech_like(1.0, seed=1), speech_like(1.0, seed=2)
+    soundfile.write(tmp_path / "a.wav", np.stack([left, right], axis=1), RATE, subtype="FLOAT")
+    assert model.similarity(left, left, rate=RATE) == pytest.approx(1.0, abs=1e-6)
+    expected = model.similarity(left, right, rate=RATE)
+    assert model.similarity(tmp_path / "a.wav", right, rate=RATE, channel=0) == pytest.approx(expected, abs=1e-6)
+    with pytest.raises(TypeError, match="needs its rate"):
+        model.similarity(left, right)
+
+
+def test_onnxruntime_that_does_not_load(onnx_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(BundleError, match=r"onnxruntime cannot be imported .*speakerkit doctor"):
+        load(onnx_bundle, "cpu")
 
 
 def test_one_bad_recording_does_not_spoil_its_batch(onnx_bundle: Path, recordings: list[tuple[str, str]]) -> None:

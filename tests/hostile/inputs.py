@@ -92,6 +92,16 @@ def _link_to_itself(path: Path) -> None:
     path.symlink_to(path.name)
 
 
+def _beside_secret(content: bytes) -> Callable[[Path], None]:
+    """With a good recording, ``secret.flac``, in the same folder for it to point at."""
+
+    def write(path: Path) -> None:
+        path.write_bytes(content)
+        path.with_name("secret.flac").write_bytes(encoded("FLAC"))
+
+    return write
+
+
 BAD_AUDIO = (
     AudioInput("empty.wav", _bytes(b""), "empty file", "header"),
     AudioInput("no_samples.wav", _bytes(wav_header(0)), "holds no samples", "header"),
@@ -123,6 +133,13 @@ BAD_AUDIO = (
     AudioInput("page.flac", _bytes(b"<!DOCTYPE html><html>404</html>"), "cannot be decoded", "header"),
     AudioInput("directory.wav", lambda path: path.mkdir(), "is a directory", "header"),
     AudioInput("garbage.m4a", _bytes(b"\0\0\0\x20ftypM4A " + bytes(range(256)) * 8), "cannot be decoded", "header"),
+    AudioInput("list.m4a", _beside_secret(b"ffconcat version 1.0\nfile secret.flac\n"), "cannot be decoded", "header"),
+    AudioInput(
+        "playlist.m4a",
+        _beside_secret(b"#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\nsecret.flac\n#EXT-X-ENDLIST\n"),
+        "cannot be decoded",
+        "header",
+    ),
     AudioInput("circle.wav", _link_to_itself, "cannot be opened|no such file", "header"),
     AudioInput("dangling.wav", lambda path: path.symlink_to("nowhere.wav"), "no such file", "header"),
 )

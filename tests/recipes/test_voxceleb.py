@@ -62,6 +62,9 @@ def test_published_settings() -> None:
         (["--corpus", "voxceleb"], "needs --data"),
         (["--corpus", "mini", "--data", "/nowhere"], "no such folder"),
         (["--config", "nowhere.yaml"], "no such configuration"),
+        (["--stage", "three"], "not a number"),
+        (["--stage", "7"], "from 1 to 6"),
+        (["--stage", "4", "--stop-stage", "3"], "not before"),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",
 )
@@ -88,9 +91,13 @@ def corpus(tmp_path: Path) -> Path:
 def test_whole_recipe_then_nothing_left_to_do_then_a_broken_stage(corpus: Path, tmp_path: Path) -> None:
     tiny = ["trainer.steps=3", "model.args.channels=16", "model.args.joined=32", "data.batch_size=4", "data.workers=0"]
     options = ["--corpus", "mini", "--data", str(corpus), *(word for value in tiny for word in ("--set", value))]
-    done = run(*options, workdir=tmp_path)
+    bad = corpus / "librispeech-mini" / "train-clean-100" / "1" / "7" / "1-7-0009.flac"
+    bad.write_bytes(b"no audio")
+    workdir = tmp_path / "a 'quoted' #folder"
+    done = run(*options, workdir=workdir)
     assert done.returncode == 0, done.stderr
-    exp = tmp_path / "exp" / "mini-mini"
+    assert "1-7-0009" in (workdir / "data" / "mini" / "train" / "failed.tsv").read_text(encoding="utf-8")
+    exp = workdir / "exp" / "mini-mini"
     assert "librispeech-mini" in (exp / "results.txt").read_text(encoding="utf-8")
     assert "trials_cosine_mean" in done.stdout
     assert str(exp / "bundle") in done.stdout
@@ -99,12 +106,18 @@ def test_whole_recipe_then_nothing_left_to_do_then_a_broken_stage(corpus: Path, 
     assert subprocess.run([*checked, "-1"], capture_output=True).returncode == 2
 
     weights = (exp / "bundle" / "model.safetensors").read_bytes()
-    again = run(*options, workdir=tmp_path)
+    again = run(*options, workdir=workdir)
     assert again.stdout.count("done before, skipped") == 6
     assert (exp / "bundle" / "model.safetensors").read_bytes() == weights
 
-    (tmp_path / "data" / "mini" / "test" / "trials").write_text("8-7-0000 nobody target\n", encoding="utf-8")
-    broken = run(*options, "--stage", "5", workdir=tmp_path)
+    averaged = run(*options, "--stage", "4", "--stop-stage", "4", workdir=workdir)
+    assert averaged.returncode == 0, averaged.stderr
+    rest = run(*options, workdir=workdir)
+    assert rest.stdout.count("done before, skipped") == 4, "what follows a stage that ran again must run again"
+    assert (exp / "bundle" / "model.onnx").is_file()
+
+    (workdir / "data" / "mini" / "test" / "trials").write_text("8-7-0000 nobody target\n", encoding="utf-8")
+    broken = run(*options, "--stage", "5", workdir=workdir)
     assert broken.returncode != 0
     assert "nobody" in broken.stderr
     assert "stage 5 (score) failed" in broken.stderr

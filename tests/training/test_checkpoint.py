@@ -123,7 +123,14 @@ def test_damage_is_a_bundle_error_wherever_it_is(tmp_path: Path) -> None:
         path.write_bytes(damaged)
         with suppress(BundleError):  # anything else fails the test
             load_checkpoint(path)
-    for text in (b"", b"not a checkpoint", b"\x80\x02}q\x00.", b"\x80\x04K\x01."):
+    for text in (
+        b"",
+        b"not a checkpoint",
+        b"\x80\x02}q\x00.",
+        b"\x80\x04K\x01.",
+        b"exp_dir: exp\nseed: 1\n",
+        b"optim: {}\n",
+    ):
         path.write_bytes(text)
         with pytest.raises(BundleError):
             average_states([path])

@@ -13,7 +13,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import soundfile
 import torch
 import yaml
 
@@ -22,6 +24,7 @@ from speakerkit.config import read_yaml
 from speakerkit.data.lists import Utterance, read_utterance_list, write_utterance_list
 from speakerkit.embedding.task import EmbeddingTask
 from speakerkit.errors import ConfigError, DataError, TrainingError
+from speakerkit.features import features
 from speakerkit.training.checkpoint import list_checkpoints, load_checkpoint
 from speakerkit.training.experiment import read_experiment, run_experiment
 from tests.training.states import identical, last_state, log_of
@@ -252,13 +255,110 @@ def test_balanced_batches(experiment: Experiment) -> None:
         ({"speeds": [0.9, 1.0]}, "first factor is 1.0"),
         ({"speeds": [1.0, 1.0]}, "distinct"),
         ({"sampling": "balanced", "utterances_per_speaker": 3}, "multiple"),
-        ({"workers": -1}, "negative"),
+        ({"speeds": [1.0, 30.0]}, "data.speeds .*0.5 to 2.0"),
+        ({"speeds": [1.0, 0.4]}, "data.speeds .*0.5 to 2.0"),
+        ({"speeds": []}, "first factor is 1.0"),
+        ({"workers": -1}, "data.workers is -1"),
+        ({"max_bad_share": 1.5}, "data.max_bad_share is 1.5"),
+        ({"spec_augment": {"prob": 1.5}}, "spec_augment.prob is 1.5"),
+        ({"spec_augment": {"time_width": -1}}, "spec_augment.time_width is -1"),
+        ({"spec_augment": {"freq_masks": -1}}, "spec_augment.freq_masks is -1"),
         ({"batch_size": 0}, "positive"),
     ],
 )
 def test_impossible_data_settings_are_refused(experiment: Experiment, data: dict[str, Any], fault: str) -> None:
     with pytest.raises(ConfigError, match=fault):
         read_experiment(experiment(data=data))
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        *("optim.lr=0", "optim.lr=-1", "optim.betas=[0.9, 1.0]", "optim.weight_decay=-1", "optim.momentum=1"),
+        *("trainer.threads=-1", "trainer.grad_clip=-1", "trainer.valid_every=-1", "trainer.save_every=-1"),
+        *("schedule.warmup_steps=-1", "schedule.final_lr=-1", "margin.start_step=-1", "margin.end_step=-1"),
+        *("margin.initial=1.6", "margin.final=-0.1", "frontend.dither=-1", "optim.reference_batch=-1"),
+    ],
+)
+def test_settings_out_of_range_are_refused(experiment: Experiment, override: str) -> None:
+    path = experiment(schedule={"name": "cosine"})
+    key = override.partition("=")[0]
+    with pytest.raises(ConfigError, match=f"{key.partition('.')[0]}.* (is|goes from) "):
+        read_experiment(path, [override])
+
+
+@pytest.mark.parametrize(
+    ("override", "fault"),
+    [
+        ("model.args={channels: -8}", "model.args: do not build a ECAPA_TDNN"),
+        ("model.args={channels: x}", "model.args: do not build a ECAPA_TDNN"),
+        ("model.args.embed_dim=0", "model.args: do not build a ECAPA_TDNN"),
+        ("model.args.feat_dim=21", "frontend.num_mels: is 20, that of its model 21"),
+        ("head={name: arc_margin, args: {scale: abc}}", "scale is 'abc'"),
+        ("head={name: arc_margin, args: {scale: 0}}", "scale is 0"),
+        ("init={config}", "is refused"),
+        ("init={empty}", "is no checkpoint of a training run"),
+    ],
+)
+def test_what_builds_no_model_exits_2_in_one_line(
+    experiment: Experiment,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    override: str,
+    fault: str,
+) -> None:
+    config = experiment()
+    torch.save({"weights": {}}, tmp_path / "empty.pt")
+    override = override.replace("{config}", str(config)).replace("{empty}", str(tmp_path / "empty.pt"))
+    assert train(monkeypatch, config, "--set", override) == 2
+    stderr = capfd.readouterr().err
+    assert fault in stderr
+    assert stderr.count("\n") == 1, stderr
+
+
+def test_resuming_from_a_text_file_exits_2(
+    experiment: Experiment, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    config = experiment()
+    assert train(monkeypatch, config, "--resume", config) == 2
+    assert capfd.readouterr().err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("override", "name"),
+    [
+        ("optim.lr=0.5", "optim"),
+        ("optim.name=adam", "optim"),
+        ("schedule.final_lr=0.01", "schedule"),
+        ("margin.final=0.3", "margin"),
+        ("data.batch_size=8", "data"),
+        ("data.spec_augment.prob=0.1", "data"),
+        ("data.augment=[]", "data"),
+        ("trainer.grad_clip=1", "trainer"),
+    ],
+)
+@pytest.mark.parametrize("stop", [None, 2])
+def test_a_run_never_reports_what_it_was_not_trained_with(
+    experiment: Experiment,
+    corpus: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    override: str,
+    name: str,
+    stop: int | None,
+) -> None:
+    config = experiment(trainer={"steps": 3}, data={"valid_trials": None})
+    run_experiment(config, stop_after=stop)
+    before = {path: path.read_bytes() for path in (tmp_path / "exp").rglob("*") if path.is_file()}
+    assert train(monkeypatch, config, "--set", override) == 2
+    assert f"was trained with another {name} (" in capsys.readouterr().err
+    assert before == {path: path.read_bytes() for path in (tmp_path / "exp").rglob("*") if path.is_file()}
+    free = ["data.workers=1", "data.max_bad_share=0.5", f"data.train={corpus}/all.list", "trainer.log_every=2"]
+    assert run_experiment(config, free).step == 3
+    reported = read_yaml(tmp_path / "exp" / "config.yaml")["data"]["train"]
+    assert Path(reported).name == ("all.list" if stop else "train.list")
 
 
 def test_commands_in_lists_are_refused(experiment: Experiment, tmp_path: Path) -> None:
@@ -298,3 +398,62 @@ def test_average_of_a_run_is_a_bundle(experiment: Experiment, tmp_path: Path) ->
             parts = [state["model"][f"backbone.{name}"].double() for state in checkpoints]
             torch.testing.assert_close(tensor, torch.stack(parts).mean(dim=0).float())
     assert yaml.safe_load((tmp_path / "bundle" / "config.yaml").read_text())["provenance"]["seed"] == 7
+
+
+def test_a_bundle_accepts_nothing_shorter_than_its_model_takes(experiment: Experiment, tmp_path: Path) -> None:
+    from speakerkit.embedding.model import backbone_for
+    from speakerkit.training.publish import publish
+
+    config = experiment(frontend={"min_duration": 0.01}, trainer={"steps": 1})
+    run_experiment(config)
+    wanted = read_experiment(config)
+    frames = backbone_for(wanted.model, wanted.frontend).min_frames
+    frontend = publish(tmp_path / "exp", tmp_path / "bundle").config.frontend
+    assert wanted.frontend.num_frames(wanted.frontend.min_samples) < frames
+    assert frontend.num_frames(frontend.min_samples) == frames
+
+
+def test_average_of_less_than_planned_says_so(
+    experiment: Experiment, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    from speakerkit.training.publish import publish
+
+    config = experiment(trainer={"save_every": 2, "average": 3})
+    run_experiment(config, stop_after=4)
+    for options, message in (
+        ({}, "2 checkpoints are averaged, trainer.average is 3; training is at step 4 of 6"),
+        ({"last": 1}, "training is at step 4 of 6"),
+    ):
+        caplog.clear()
+        publish(tmp_path / "exp", tmp_path / "bundle", **options)
+        assert [record.getMessage() for record in caplog.records] == [f"{tmp_path}/exp: {message}"]
+    run_experiment(config)
+    caplog.clear()
+    publish(tmp_path / "exp", tmp_path / "bundle")
+    assert not caplog.records
+
+
+def test_the_revision_is_that_of_speakerkit_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from speakerkit.training import experiment as module
+
+    package = tmp_path / "venv" / "lib" / "speakerkit"
+    package.mkdir(parents=True)
+    git = ["git", "-c", "user.name=n", "-c", "user.email=e@example.org", "-C"]
+    monkeypatch.setattr(module, "PACKAGE", package)
+    for top in (tmp_path, package.parent):
+        subprocess.run([*git, top, "init", "-q"], check=True)
+        subprocess.run([*git, top, "commit", "-q", "--allow-empty", "-m", "first"], check=True)
+        revision = module.provenance()["git_revision"]
+        assert (revision is None) == (top == tmp_path)
+
+
+def test_trials_hear_the_speech_segments_only(experiment: Experiment, corpus: Path, tmp_path: Path) -> None:
+    spans = ((0.1, 0.25), (0.3, 0.5))
+    entries = read_utterance_list(corpus / "valid.list")
+    write_utterance_list(
+        tmp_path / "vad.list", [Utterance(entry.key, entry.speaker, entry.wav, spans) for entry in entries]
+    )
+    task = EmbeddingTask(read_experiment(experiment(data={"valid": str(tmp_path / "vad.list")})))
+    samples, rate = soundfile.read(entries[0].wav, dtype="float32")
+    speech = np.concatenate([samples[round(start * rate) : round(end * rate)] for start, end in spans])
+    np.testing.assert_allclose(task._whole(task.valid[0]), features(speech, task.config.frontend), atol=1e-5)

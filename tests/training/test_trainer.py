@@ -14,6 +14,7 @@ import torch
 from speakerkit.errors import ConfigError, TrainingError
 from speakerkit.training.checkpoint import checkpoint_path, list_checkpoints, load_checkpoint, save_checkpoint
 from speakerkit.training.config import OptimConfig
+from speakerkit.training.distributed import World
 from tests.training.states import identical, last_state, log_of
 from tests.training.toy import ToyTask, toy_trainer
 
@@ -126,8 +127,11 @@ def test_resuming_refuses_what_does_not_belong(tmp_path: Path) -> None:
     task.speakers = "abd"
     with pytest.raises(TrainingError, match="another speaker list"):
         toy_trainer(tmp_path / "a", task).resume()
+    with pytest.raises(TrainingError, match=r"another optim \({'name': 'sgd'} there, {'name': 'adam'} here\)"):
+        toy_trainer(tmp_path / "a", optim=OptimConfig("adam", lr=0.02)).resume()
+    save_checkpoint(tmp_path / "part.pt", {"fingerprint": last_state(tmp_path / "a")["fingerprint"], "model": {}})
     with pytest.raises(TrainingError, match="does not fit this run"):
-        toy_trainer(tmp_path / "a", optim=OptimConfig("adam", decay_norms=False)).resume()
+        toy_trainer(tmp_path / "a").resume(str(tmp_path / "part.pt"))
     with pytest.raises(TrainingError, match="is older than"):
         toy_trainer(tmp_path / "a").resume(str(checkpoint_path(newest.parent, 6)))
     save_checkpoint(tmp_path / "other.pt", {"model": {}})
@@ -136,6 +140,46 @@ def test_resuming_refuses_what_does_not_belong(tmp_path: Path) -> None:
     trainer = toy_trainer(tmp_path / "b")
     trainer.resume(str(newest))
     assert trainer.step == 12
+
+
+@pytest.mark.parametrize(
+    "changed", [{"steps": 13}, {"precision": "bf16"}, {"accumulate": 2}, {"grad_clip": 1.0}], ids=str
+)
+def test_resuming_refuses_another_training(tmp_path: Path, changed: dict[str, Any]) -> None:
+    toy_trainer(tmp_path).fit(stop_after=2)
+    with pytest.raises(TrainingError, match=f"another trainer .*{next(iter(changed))}"):
+        toy_trainer(tmp_path, **changed).resume()
+
+
+def test_what_does_not_shape_the_weights_may_change(tmp_path: Path) -> None:
+    toy_trainer(tmp_path).fit(stop_after=2)
+    free = {"valid_every": 5, "save_every": 3, "log_every": 2, "keep_last": 5, "average": 3, "max_bad_steps": 2}
+    trainer = toy_trainer(tmp_path, **free, best_metric="other", threads=1)
+    trainer.resume()
+    assert trainer.step == 2
+
+
+def test_norms_and_biases_are_decayed_only_where_asked(tmp_path: Path) -> None:
+    for decay, shares in ((True, [(6, 0.1)]), (False, [(2, 0.1), (4, 0.0)])):
+        trainer = toy_trainer(tmp_path, optim=OptimConfig(weight_decay=0.1, decay_norms=decay))
+        groups = trainer.optimizer.param_groups
+        assert [(len(group["params"]), group["weight_decay"]) for group in groups] == shares
+        if not decay:
+            assert all(parameter.ndim > 1 for parameter in groups[0]["params"])
+            assert all(parameter.ndim == 1 for parameter in groups[1]["params"])
+
+
+def test_ranks_draw_their_own_chance_and_share_where_they_must(tmp_path: Path) -> None:
+    def seeds(rank: int, shared: bool) -> list[int]:
+        trainer = toy_trainer(tmp_path, world=World(rank, 2, torch.device("cpu")))
+        found = []
+        for step in range(2):
+            trainer._seed_step(step, shared)
+            found.append(torch.initial_seed())
+        return found
+
+    assert len({*seeds(0, False), *seeds(1, False)}) == 4
+    assert seeds(0, True) == seeds(1, True)
 
 
 def test_waiting_for_data_is_logged_and_warned_about(tmp_path: Path) -> None:

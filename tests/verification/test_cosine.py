@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
+import re
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +14,9 @@ from typer.testing import CliRunner
 from speakerkit.cli.score import app
 from speakerkit.data.ark import Embeddings, write_embeddings
 from speakerkit.errors import DataError
-from speakerkit.verification.cosine import embedding_mean, read_mean, score_cosine, write_mean
+from speakerkit.verification.cosine import embedding_mean, read_mean, require_one_model, score_cosine
 from speakerkit.verification.trials import Trials, read_scores, write_trials
+from tests.command import speakerkit
 
 
 def make(count: int = 40, dim: int = 24, trials: int = 300, seed: int = 0) -> tuple[Embeddings, Trials]:
@@ -112,7 +115,7 @@ def test_mean_on_disk(tmp_path: Path) -> None:
     embeddings, _ = make()
     mean = embedding_mean(embeddings)
     np.testing.assert_allclose(mean, np.array(embeddings.vectors.tolist()).mean(axis=0), atol=1e-12)
-    write_mean(tmp_path / "mean.npy", mean)
+    np.save(tmp_path / "mean.npy", mean)
     np.testing.assert_array_equal(read_mean(tmp_path / "mean.npy"), mean)
     for format in ("npy", "scp"):
         np.testing.assert_array_equal(read_mean(write_embeddings(tmp_path / "x", embeddings, format)), mean)
@@ -121,10 +124,31 @@ def test_mean_on_disk(tmp_path: Path) -> None:
         read_mean(tmp_path / "text.npy")
 
 
+def test_models_must_agree(tmp_path: Path) -> None:
+    embeddings, trials = make()
+    write_trials(tmp_path / "trials", trials)
+    for name, digest in (("x", "1"), ("same", "1"), ("y", "2"), ("untold", "")):
+        write_embeddings(tmp_path / f"{name}.npz", embeddings)
+        if digest:
+            (tmp_path / f"{name}.model.json").write_text(json.dumps({"sha256": digest}))
+    for option in ("--mean", "--enrol"):
+        for other, code in (("same", 0), ("untold", 0), ("y", 2)):
+            ran = speakerkit(
+                *("score", "cosine", tmp_path / "x.npz", tmp_path / "trials", tmp_path / "scores"),
+                *(option, tmp_path / f"{other}.npz"),
+            )
+            assert ran.code == code, ran
+        assert re.search(r"y\.npz: was made by another model than .*x\.npz", ran.errors[0])
+    for text in ("[", "[]", "{}", '{"sha256": 1}'):
+        (tmp_path / "y.model.json").write_text(text)
+        with pytest.raises(DataError, match=r"y\.model\.json: does not tell"):
+            require_one_model(tmp_path / "x.npz", tmp_path / "y.npz")
+
+
 def test_command(tmp_path: Path) -> None:
     embeddings, trials = make()
     scp = write_embeddings(tmp_path / "x.scp", embeddings)
-    write_mean(tmp_path / "mean.npy", embedding_mean(embeddings))
+    np.save(tmp_path / "mean.npy", embedding_mean(embeddings))
     write_trials(tmp_path / "trials", trials)
     expected = score_cosine(embeddings, trials, mean=embedding_mean(embeddings)).scores
     for mean in (tmp_path / "mean.npy", scp):

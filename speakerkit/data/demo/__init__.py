@@ -15,7 +15,7 @@ from speakerkit.data.demo.sentences import draw_text
 from speakerkit.data.demo.voices import Speech, Voice, draw_voice, espeak_speech, vary_voice
 from speakerkit.data.lists import Utterance, write_data_dir, write_table
 from speakerkit.data.parallel import map_threads
-from speakerkit.data.prepare.trials import ALL_PAIRS, write_trials
+from speakerkit.data.trials import ALL_PAIRS, prepare_trials
 from speakerkit.errors import DataError
 from speakerkit.files import atomic_path, write_json
 
@@ -128,7 +128,7 @@ def make_demo_corpus(
         durations = {utterance.key: length for utterance, length in lengths}
         write_data_dir(out / name, [utterance for utterance, _ in lengths], durations)
         hours[part] = sum(durations.values()) / 3600
-    trials = write_trials(out / "test" / "trials", ALL_PAIRS, ())
+    trials = prepare_trials(out / "test" / "trials", ALL_PAIRS, ())
     write_json(out / "demo.json", {"corpus": "speakerkit demo corpus (synthetic voices)", **asdict(settings)})
     return DemoCorpus(out, speakers * utterances, test_speakers * test_utterances, hours[TRAIN], hours[TEST], trials)
 

@@ -11,7 +11,7 @@ from typing import Protocol
 from speakerkit.audio import CONTAINER_SUFFIXES, audio_info
 from speakerkit.data.lists import Utterance, write_data_dir, write_table
 from speakerkit.data.parallel import map_threads
-from speakerkit.data.prepare.trials import write_trials
+from speakerkit.data.trials import prepare_trials
 from speakerkit.errors import AudioError, DataError
 from speakerkit.files import write_lines
 from speakerkit.registry import Registry
@@ -122,7 +122,7 @@ def write_corpus(
     good, durations, failed = _read_headers(root, utterances, expected, workers)
     write_data_dir(out, good, durations)
     _write_failed(out, failed)
-    counts = {name: write_trials(out / name, source, durations.keys()) for name, source in (trials or {}).items()}
+    counts = {name: prepare_trials(out / name, source, durations.keys()) for name, source in (trials or {}).items()}
     speakers = {utterance.speaker for utterance in good}
     return Prepared(out, len(good), len(speakers), sum(durations.values()), counts, tuple(failed), tuple(notes))
 

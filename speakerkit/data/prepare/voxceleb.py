@@ -7,7 +7,7 @@ from pathlib import Path
 
 from speakerkit.data.lists import Utterance
 from speakerkit.data.prepare.corpus import CORPORA, Prepared, find_audio, write_corpus
-from speakerkit.data.prepare.trials import parse_trials
+from speakerkit.data.trials import parse_trials
 from speakerkit.errors import DataError
 
 LAYOUT = re.compile(r"(?:^|/)(?P<stem>(?P<speaker>id\d{5})/[^/]+/[^/]+)\.(?P<suffix>wav|flac|m4a)$")
