@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -122,3 +123,9 @@ def test_whole_recipe_then_nothing_left_to_do_then_a_broken_stage(corpus: Path, 
     assert "nobody" in broken.stderr
     assert "stage 5 (score) failed" in broken.stderr
     assert "--stage 5" in broken.stderr
+
+
+@pytest.mark.parametrize("name", ["README.md", "examples/voxceleb/README.md", "docs/formats.md", "docs/training.md"])
+def test_no_document_holds_a_placeholder(name: str) -> None:
+    text = (REPOSITORY / name).read_text(encoding="utf-8")
+    assert not re.search(r"\b[A-Z]+_TABLE\b|TODO|TBD|XXX", text)
