@@ -46,6 +46,11 @@ def one_line(text: str) -> str:
     )
 
 
+def first_line(error: Exception) -> str:
+    """What an error of another library says in its first line, or its kind where it says nothing."""
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
 class AudioError(SpeakerKitError):
     """Audio that cannot be used: missing, undecodable, truncated, too short, silent, not finite."""
 

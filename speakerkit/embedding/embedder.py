@@ -18,7 +18,7 @@ import numpy.typing as npt
 from speakerkit.audio import Audio, AudioSource, Channel, load_audio, require_signal
 from speakerkit.bundle import CONFIG, WEIGHTS, Bundle, read_bundle
 from speakerkit.data.lists import open_entry
-from speakerkit.errors import AudioError, BundleError, ConfigError, MissingExtraError, SpeakerKitError
+from speakerkit.errors import AudioError, BundleError, ConfigError, MissingExtraError, SpeakerKitError, first_line
 from speakerkit.features import Features, features
 
 if TYPE_CHECKING:
@@ -280,7 +280,7 @@ def _onnx_runner(bundle: Bundle, device: str) -> tuple[Run, str]:
     try:
         import onnxruntime
     except (ImportError, OSError) as error:
-        fault = f"cannot be run: onnxruntime cannot be imported ({_first_line(error)})"
+        fault = f"cannot be run: onnxruntime cannot be imported ({first_line(error)})"
         raise BundleError(bundle.graph, fault, "pip install onnxruntime, and see `speakerkit doctor`") from None
 
     available = onnxruntime.get_available_providers()
@@ -293,7 +293,7 @@ def _onnx_runner(bundle: Bundle, device: str) -> tuple[Run, str]:
     try:
         session = onnxruntime.InferenceSession(str(bundle.graph), options, providers=providers)
     except Exception as error:  # onnxruntime raises several classes of its own without a common base
-        raise BundleError(bundle.graph, f"cannot be loaded ({_first_line(error)})", "export it again") from None
+        raise BundleError(bundle.graph, f"cannot be loaded ({first_line(error)})", "export it again") from None
     used = session.get_providers()[0]
     if device == "cuda" and used != CUDA:
         raise ConfigError(
@@ -307,7 +307,7 @@ def _onnx_runner(bundle: Bundle, device: str) -> tuple[Run, str]:
         try:
             (vectors,) = session.run(["embs"], {"feats": feats})
         except Exception as error:
-            fault = f"fails on features of shape {feats.shape} ({_first_line(error)})"
+            fault = f"fails on features of shape {feats.shape} ({first_line(error)})"
             raise BundleError(bundle.graph, fault, "give shorter audio, or export it again") from None
         return np.asarray(vectors, dtype=np.float32)
 
@@ -352,11 +352,7 @@ def _torch_runner(bundle: Bundle, device: str) -> tuple[Run, str]:
             with torch.inference_mode():
                 return backbone(torch.from_numpy(feats).to(chosen)).float().cpu().numpy()
         except RuntimeError as error:
-            fault = f"fails on features of shape {feats.shape} ({_first_line(error)})"
+            fault = f"fails on features of shape {feats.shape} ({first_line(error)})"
             raise BundleError(bundle.path, fault, "give shorter audio") from None
 
     return run, f"{chosen.type} (torch)"
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -13,7 +13,7 @@ from speakerkit.bundle import CONFIG, Bundle
 from speakerkit.config import NamedConfig
 from speakerkit.embedding.heads import Head
 from speakerkit.embedding.registry import Backbone, build_backbone
-from speakerkit.errors import BundleError, ConfigError
+from speakerkit.errors import BundleError, ConfigError, first_line
 from speakerkit.features import FrontEnd
 from speakerkit.nn.fbank import Fbank, SpecAugment
 
@@ -69,7 +69,7 @@ def backbone_for(model: NamedConfig, frontend: FrontEnd) -> Backbone:
         try:
             backbone = build_backbone(model.name, **{"feat_dim": frontend.num_mels, **model.args})
         except UNBUILDABLE as error:
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            reason = first_line(error)
             raise ConfigError("model.args", f"do not build a {model.name} ({reason})", "correct them") from None
     if backbone.feat_dim != frontend.num_mels:
         fault = f"is {frontend.num_mels}, that of its model {backbone.feat_dim}"

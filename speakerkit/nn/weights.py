@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from speakerkit.errors import BundleError
+from speakerkit.errors import BundleError, first_line
 
 
 def load_checkpoint(path: str | Path) -> dict[str, Any]:
@@ -23,12 +23,12 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        reason = str(error).splitlines()[0]
+        reason = first_line(error)
         raise BundleError(
             path, f"is refused: it holds more than tensors, or is damaged ({reason})", "use a file you trust"
         ) from None
     except (RuntimeError, EOFError, OSError, ValueError, LookupError, AttributeError, TypeError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         raise BundleError(path, f"is damaged ({reason})", "use an older checkpoint") from None
     if not isinstance(state, dict):
         raise BundleError(path, "holds no state dictionary", "check that it is a checkpoint")

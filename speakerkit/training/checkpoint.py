@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from speakerkit.errors import BundleError
+from speakerkit.errors import BundleError, first_line
 from speakerkit.files import atomic_open, atomic_path
 from speakerkit.nn.weights import load_checkpoint, model_of
 
@@ -46,7 +46,7 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
         with atomic_open(path, "wb") as stream:
             torch.save(state, stream)
     except (OSError, RuntimeError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         raise BundleError(path, f"cannot be written ({reason})", "check the disk's space and permissions") from None
 
 

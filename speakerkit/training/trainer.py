@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from speakerkit.config import to_dict
-from speakerkit.errors import ConfigError, TrainingError
+from speakerkit.errors import ConfigError, TrainingError, first_line
 from speakerkit.training.checkpoint import (
     checkpoint_path,
     keep_best,
@@ -140,7 +140,7 @@ class Trainer:
             self.metrics, self.skipped = dict(state["metrics"]), int(state["skipped"])
             self._stopgap = checkpoint_path(self.folder, self.step) if state["stopgap"] else None
         except (KeyError, ValueError, TypeError, RuntimeError) as error:
-            reason = (str(error).splitlines() or [""])[0]
+            reason = first_line(error)
             raise TrainingError(
                 str(path),
                 f"does not fit this run ({type(error).__name__}: {reason})",
