@@ -6,8 +6,8 @@ import warnings
 from collections.abc import Mapping
 from pathlib import Path
 
-import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from speakerkit.bundle import CONFIG, Bundle
 from speakerkit.config import NamedConfig
@@ -30,7 +30,7 @@ UNBUILDABLE = (  # what builders raise for values that make no network
 
 
 class SpeakerNet(nn.Module):
-    """Waveforms or features to class logits.
+    """Waveforms or features, and labels, to a loss.
 
     Args:
         backbone: registered module, features (B, T, F) to embedding (B, D).
@@ -43,19 +43,17 @@ class SpeakerNet(nn.Module):
         super().__init__()
         self.backbone, self.head, self.fbank, self.spec_augment = backbone, head, fbank, spec_augment
 
-    def forward(self, inputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, samples) or (B, T, F), and labels (B,), to logits (B, classes) and the classes taken (B,).
+    def forward(self, inputs: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """(B, samples) or (B, T, F), and labels (B,), to the loss and to named metrics of the batch.
 
-        The logits have the margin in training only: a margin that grows would make validation losses incomparable.
+        The loss has the margin in training only: a margin that grows would make validation losses incomparable.
         """
         features = inputs if self.fbank is None else self.fbank(inputs)  # (B, T, F)
         embedding = self.backbone(self.spec_augment(features))  # (B, D)
-        if not self.training:
-            scores = self.head.scores(embedding)  # (B, classes)
-            return scores, scores.argmax(dim=1)
-        with torch.no_grad():
-            taken = self.head.scores(embedding).argmax(dim=1)
-        return self.head(embedding, labels), taken
+        scores = self.head.scores(embedding)  # (B, classes)
+        logits = self.head(embedding, labels) if self.training else scores
+        accuracy = (scores.argmax(dim=1) == labels).float().mean()
+        return F.cross_entropy(logits.float(), labels), {"accuracy": accuracy}
 
 
 def backbone_for(model: NamedConfig, frontend: FrontEnd) -> Backbone:

@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
 from speakerkit.bundle import read_bundle
@@ -176,10 +175,8 @@ class EmbeddingTask:
             yield _stack([dataset[index] for index in range(first, min(first + size, len(self.valid)))])
 
     def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """Cross-entropy of the head's logits (in evaluation without margin); accuracy is that without margin."""
-        logits, taken = model(batch["inputs"], batch["labels"])
-        accuracy = (taken == batch["labels"]).float().mean()
-        return F.cross_entropy(logits.float(), batch["labels"]), {"accuracy": accuracy}
+        """Loss and metrics of :class:`speakerkit.embedding.model.SpeakerNet`; accuracy is that without margin."""
+        return model(batch["inputs"], batch["labels"])
 
     def evaluate(self, model: Any) -> dict[str, float]:
         """``valid_eer`` in percent, from whole utterances; nothing where there are no held-out trials."""
