@@ -37,7 +37,7 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     packages=find_packages(include=["speakerkit", "speakerkit.*"]),
-    package_data={"speakerkit": ["py.typed"]},
+    package_data={"speakerkit": ["py.typed"], "speakerkit.zoo": ["models.yaml"]},
     python_requires=">=3.10,<3.13",
     install_requires=[
         "numpy>=1.26",

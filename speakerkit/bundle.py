@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from speakerkit.config import NamedConfig, parse, read_yaml, to_dict, write_yaml
 from speakerkit.errors import BundleError, ConfigError
 from speakerkit.features import FrontEnd
+from speakerkit.wespeaker import CHECKPOINT, is_wespeaker, read_wespeaker, wespeaker_tensors
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -41,10 +42,17 @@ class BundleConfig:
 
 @dataclass(frozen=True)
 class Bundle:
-    """A bundle folder whose configuration has been read."""
+    """A bundle folder whose configuration has been read.
+
+    Attributes:
+        path: the folder.
+        config: what its ``config.yaml`` says.
+        weights: name of the file of its weights: ``model.safetensors``, or ``avg_model.pt`` in WeSpeaker's folders.
+    """
 
     path: Path
     config: BundleConfig
+    weights: str = WEIGHTS
 
     @property
     def graph(self) -> Path | None:
@@ -53,14 +61,13 @@ class Bundle:
 
     def digest(self) -> str:
         """SHA-256 of the weights (of the ONNX file where there are none): which model made an embedding."""
-        weights = self.path / WEIGHTS
-        source = weights if weights.is_file() else self.path / GRAPH
+        source = self.path / (self.weights if self.has_weights else GRAPH)
         return hashlib.sha256(source.read_bytes()).hexdigest()
 
     @property
     def has_weights(self) -> bool:
-        """Whether ``model.safetensors`` is there."""
-        return (self.path / WEIGHTS).is_file()
+        """Whether the file of the weights is there."""
+        return (self.path / self.weights).is_file()
 
     def tensors(self) -> dict[str, Tensor]:
         """The backbone's state dictionary.
@@ -71,7 +78,9 @@ class Bundle:
         from safetensors import SafetensorError
         from safetensors.torch import load_file
 
-        path = self.path / WEIGHTS
+        path = self.path / self.weights
+        if path.name == CHECKPOINT:
+            return wespeaker_tensors(path)[0]
         if not path.is_file():
             raise BundleError(path, "no such file", "this bundle runs from its ONNX file only")
         try:
@@ -95,29 +104,45 @@ class Bundle:
 
 
 def read_bundle(path: str | Path) -> Bundle:
-    """Open a bundle folder.
+    """Open a bundle folder, or one of WeSpeaker's (``config.yaml`` and ``avg_model.pt``).
 
     Raises:
         BundleError: no folder, no configuration, no weights, or another format.
         ConfigError: unknown keys or wrong values in its configuration.
     """
     path = Path(path)
+    if path.is_file():
+        raise BundleError(path, "is a file, not a model folder", "make a folder of it with `speakerkit import`")
     if not path.is_dir():
         raise BundleError(path, "no such model folder", "train one with examples/voxceleb/run.sh, or check the path")
     if not (path / CONFIG).is_file():
         raise BundleError(path, f"has no {CONFIG}", "a bundle holds config.yaml with model.safetensors or model.onnx")
-    values = read_yaml(path / CONFIG)
-    if values.get("format") != FORMAT:
+    values, weights = read_yaml(path / CONFIG), WEIGHTS
+    if is_wespeaker(values):
+        if not (path / CHECKPOINT).is_file():
+            raise BundleError(path, f"has WeSpeaker's {CONFIG} but no {CHECKPOINT}", "give the checkpoint this name")
+        values, weights = {**read_wespeaker(path / CONFIG, values), "format": FORMAT}, CHECKPOINT
+    elif values.get("format") != FORMAT:
         raise BundleError(path / CONFIG, f"is of format {values.get('format')!r}", f"only {FORMAT!r} is read")
+    config = parse_config(values, path / CONFIG)
+    if not any((path / name).is_file() for name in (weights, GRAPH)):
+        raise BundleError(path, f"has neither {WEIGHTS} nor {GRAPH}", "copy the whole folder")
+    return Bundle(path, config, weights)
+
+
+def parse_config(values: dict[str, Any], path: Path) -> BundleConfig:
+    """The configuration in plain values.
+
+    Raises:
+        BundleError: unknown keys or wrong values; it names ``path``, which they are from.
+    """
     try:
         config = parse(BundleConfig, values)
     except ConfigError as error:
-        raise BundleError(path / CONFIG, f"{error.subject} {error.fault}", error.remedy) from None
+        raise BundleError(path, f"{error.subject} {error.fault}", error.remedy) from None
     if config.embedding_size < 1:
-        raise BundleError(path / CONFIG, f"embedding_size is {config.embedding_size}", "copy or make the bundle again")
-    if not any((path / name).is_file() for name in (WEIGHTS, GRAPH)):
-        raise BundleError(path, f"has neither {WEIGHTS} nor {GRAPH}", "copy the whole folder")
-    return Bundle(path, config)
+        raise BundleError(path, f"embedding_size is {config.embedding_size}", "copy or make the bundle again")
+    return config
 
 
 def write_bundle(path: str | Path, config: BundleConfig, tensors: dict[str, Tensor]) -> Bundle:
@@ -134,5 +159,16 @@ def write_bundle(path: str | Path, config: BundleConfig, tensors: dict[str, Tens
     (path / GRAPH).unlink(missing_ok=True)
     with atomic_path(path / WEIGHTS) as temporary:
         save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary)
+    write_yaml(path / CONFIG, to_dict(config))
+    return Bundle(path, config)
+
+
+def write_graph_bundle(path: str | Path, config: BundleConfig, graph: Path) -> Bundle:
+    """Write configuration and a copy of an ONNX file: a bundle without weights, which runs as it is."""
+    from speakerkit.files import atomic_path
+
+    path = Path(path)
+    with atomic_path(path / GRAPH) as temporary:
+        temporary.write_bytes(graph.read_bytes())
     write_yaml(path / CONFIG, to_dict(config))
     return Bundle(path, config)

@@ -44,15 +44,32 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def read_yaml(path: str | Path) -> dict[str, Any]:
+class _UntaggedLoader(_Loader):
+    """Reads what stands under an application's own tag (``!new:package.Class``) as if there were no tag."""
+
+    def construct_untagged(self, _: str, node: yaml.Node) -> Any:
+        """The plain value of a node with a tag."""
+        if isinstance(node, yaml.MappingNode):
+            return self.construct_mapping(node, deep=True)
+        return self.construct_sequence(node, deep=True) if isinstance(node, yaml.SequenceNode) else node.value
+
+
+_UntaggedLoader.add_multi_constructor("!", _UntaggedLoader.construct_untagged)
+
+
+def read_yaml(path: str | Path, *, own_tags: bool = False) -> dict[str, Any]:
     """A YAML mapping, read without building objects.
+
+    Args:
+        path: the file.
+        own_tags: pass over tags that an application defined (``!new:...``, ``!ref ...``), which are refused otherwise.
 
     Raises:
         ConfigError: missing, not YAML, not a mapping, a key twice, or too large (which aliases can hide).
     """
     try:
         with open(path, encoding="utf-8") as stream:
-            value = yaml.load(stream, _Loader)  # noqa: S506 - a safe loader
+            value = yaml.load(stream, _UntaggedLoader if own_tags else _Loader)  # noqa: S506 - both are safe loaders
     except FileNotFoundError:
         raise ConfigError(path, "no such file", "check the path") from None
     except (OSError, UnicodeDecodeError) as error:

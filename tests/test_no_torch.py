@@ -87,6 +87,7 @@ def test_what_needs_an_extra_names_it(
             ("train", ["train", f"{folder}/c.yaml"]),
             ("train", ["embed", "-m", with_torch, wav]),
             ("train", ["export", with_torch]),
+            ("train", ["finetune", "--init", with_torch, "--data", folder]),
             ("train", ["average", folder]),
             ("train", ["data", "lmdb", f"{folder}/wav.scp", f"{folder}/store"]),
             ("train", ["metrics", f"{folder}/scores", "--det", f"{folder}/det.png"]),

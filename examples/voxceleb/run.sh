@@ -5,7 +5,7 @@ here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 root=$(cd "$here/../.." && pwd)
 export PATH="$root/.venv/bin:$PATH"
 
-corpus=demo data="" config="" gpus=0 nj=2 stage="" stop_stage=6 workdir=$here
+corpus=demo data="" config="" name="" gpus=0 nj=2 stage="" stop_stage=6 workdir=$here
 set_args=()
 
 usage() {
@@ -14,6 +14,7 @@ usage: run.sh [options]
   --corpus NAME    demo (generated, the default), mini (librispeech-mini), voxceleb
   --data DIR       where the corpus lies; for mini $SPEAKERKIT_DATA or ../shared/data by default
   --config FILE    experiment, conf/mini.yaml by default (conf/resnet34.yaml for voxceleb)
+  --name NAME      names the folder exp/CORPUS-NAME, the configuration's name by default
   --set KEY=VALUE  override a value of the configuration; may be given several times
   --stage N        begin at this stage, run before or not; without it finished stages are skipped
   --stop-stage N   end after this stage
@@ -26,10 +27,10 @@ TEXT
 
 while [ $# -gt 0 ]; do
   case $1 in
-    --corpus | --data | --config | --gpus | --nj | --stage | --stop-stage | --workdir)
+    --corpus | --data | --config | --name | --gpus | --nj | --stage | --stop-stage | --workdir)
       [ $# -ge 2 ] || { echo "run.sh: $1 needs a value" >&2; exit 2; }
-      name=${1#--}
-      printf -v "${name//-/_}" %s "$2"
+      option=${1#--}
+      printf -v "${option//-/_}" %s "$2"
       shift 2 ;;
     --set)
       [ $# -ge 2 ] || { echo "run.sh: --set needs a value" >&2; exit 2; }
@@ -64,9 +65,8 @@ if [ -z "$config" ]; then
 fi
 [ -f "$config" ] || { echo "run.sh: no such configuration: $config" >&2; exit 2; }
 
-set_name=$(basename "$config" .yaml)
 lists=$workdir/data/$corpus
-exp=$workdir/exp/$corpus-$set_name
+exp=$workdir/exp/$corpus-${name:-$(basename "$config" .yaml)}
 mkdir -p "$lists" "$exp"
 
 # A finished stage leaves a mark that holds what it depended on; another corpus, folder or configuration voids it, and a

@@ -13,6 +13,9 @@ def average(
     out: Annotated[Path | None, typer.Option(help="Bundle to write; EXP_DIR/bundle by default.")] = None,
     last: Annotated[int | None, typer.Option(min=1, help="Newest checkpoints; trainer.average by default.")] = None,
     best: Annotated[bool, typer.Option("--best", help="The one best in validation instead.")] = False,
+    ema: Annotated[
+        bool | None, typer.Option("--ema/--no-ema", help="Moving averages; by default where the run kept them.")
+    ] = None,
 ) -> None:
     """Average checkpoints into a model bundle."""
     from speakerkit.errors import MissingExtraError
@@ -22,5 +25,5 @@ def average(
     except ImportError:
         raise MissingExtraError("averaging checkpoints", "train") from None
 
-    bundle = publish(exp_dir, out or exp_dir / "bundle", last=last, best=best)
+    bundle = publish(exp_dir, out or exp_dir / "bundle", last=last, best=best, ema=ema)
     typer.echo(f"{bundle.path}: {bundle.config.model.name}, embeddings of {bundle.config.embedding_size}")

@@ -120,18 +120,11 @@ def holdout(
     allow_pipes: AllowPipes = False,
 ) -> None:
     """Cut a training directory into raw lists to train on and to watch the training by."""
-    from speakerkit.data.holdout import hold_out
-    from speakerkit.data.lists import read_data_dir, write_utterance_list
-    from speakerkit.data.trials import write_trial_list
+    from speakerkit.data.holdout import hold_out, write_holdout
+    from speakerkit.data.lists import read_data_dir
 
     cut = hold_out(read_data_dir(data_dir, allow_pipes), speakers, seed)
-    write_utterance_list(out_dir / "train.list", cut.train)
-    valid, trials = out_dir / "valid.list", out_dir / "valid.trials"
-    if cut.valid:
-        write_utterance_list(valid, cut.valid)
-        write_trial_list(trials, cut.trials)
-    else:
-        valid.unlink(missing_ok=True)
-        trials.unlink(missing_ok=True)
+    write_holdout(cut, out_dir)
+    if not cut.valid:
         typer.echo(f"{data_dir}: no speaker has three utterances, so none is held out", err=True)
     typer.echo(f"{out_dir}: {len(cut.train)} to train on, {len(cut.valid)} held out, {len(cut.trials)} trials")

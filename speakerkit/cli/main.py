@@ -12,11 +12,13 @@ from typing import Annotated, Any
 import typer
 
 from speakerkit import __version__
-from speakerkit.cli import data, score
+from speakerkit.cli import data, models, score
 from speakerkit.cli.average import average
 from speakerkit.cli.doctor import doctor
 from speakerkit.cli.embed import embed
 from speakerkit.cli.export import export
+from speakerkit.cli.finetune import finetune
+from speakerkit.cli.import_ import import_
 from speakerkit.cli.metrics import metrics
 from speakerkit.cli.similarity import similarity
 from speakerkit.cli.train import train
@@ -33,11 +35,13 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-COMMANDS: tuple[Callable[..., None], ...] = (train, average, embed, similarity, metrics, export, doctor)
+COMMANDS: tuple[Callable[..., None], ...] = (train, finetune, average, embed, similarity, metrics, export, doctor)
 for command in COMMANDS:
     app.command()(command)
+app.command("import")(import_)
 app.add_typer(data.app, name="data")
 app.add_typer(score.app, name="score")
+app.add_typer(models.app, name="models")
 
 
 def _version(asked: bool) -> None:

@@ -11,7 +11,12 @@ if TYPE_CHECKING:
     from speakerkit.audio import Channel
     from speakerkit.embedding.embedder import Embedder, Short
 
-Model = Annotated[Path, typer.Option("--model", "-m", help="Model bundle folder.", envvar="SPEAKERKIT_MODEL")]
+Model = Annotated[
+    Path,
+    typer.Option(
+        "--model", "-m", help="Model bundle folder, or a name of `speakerkit models list`.", envvar="SPEAKERKIT_MODEL"
+    ),
+]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
 ShortAudio = Annotated[str, typer.Option("--short", help="Audio under the model's minimum: error, or pad (repeat it).")]
 ChannelOption = Annotated[str, typer.Option("--channel", help="mix (mean of all), or a channel's number from 0.")]
@@ -29,10 +34,11 @@ def check_short(value: str) -> Short:
 def open_model(path: Path, device: str, threads: int = 0) -> Embedder:
     """The model of ``--model`` on ``--device``; which one "auto" came to is said on stderr."""
     from speakerkit.embedding.embedder import load
+    from speakerkit.zoo.store import open_name
 
     if device not in ("auto", "cpu", "cuda"):
         raise typer.BadParameter(f"{device!r} is none of auto, cpu, cuda", param_hint="--device")
-    embedder = load(path, device, threads)
+    embedder = load(open_name(path), device, threads)
     if device == "auto":
         typer.echo(f"device: {embedder.device}", err=True)
     return embedder

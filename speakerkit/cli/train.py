@@ -23,7 +23,7 @@ def train(
     nproc: Annotated[int, typer.Option(min=1, help="Ranks to start on this machine (one a GPU).")] = 1,
 ) -> None:
     """Train a model; the same command again goes on where it stopped."""
-    _require_torch()
+    require_torch()
     from speakerkit.training.experiment import read_experiment, run_experiment
 
     experiment = read_experiment(config, overrides or [])
@@ -39,7 +39,8 @@ def train(
         typer.echo(f"{experiment.exp_dir}: step {result.step} of {result.steps}, checkpoints in {result.checkpoints}")
 
 
-def _require_torch() -> None:
+def require_torch() -> None:
+    """Refuse to train without torch."""
     from speakerkit.errors import MissingExtraError
 
     try:

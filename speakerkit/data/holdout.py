@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
-from speakerkit.data.lists import Utterance
+from speakerkit.data.lists import Utterance, write_utterance_list
+from speakerkit.data.trials import write_trial_list
 
 MIN_UTTERANCES = 3  # one is held out, at least two remain to train on
 
@@ -48,3 +50,15 @@ def hold_out(utterances: Iterable[Utterance], speakers: int, seed: int) -> Holdo
         (utterance.key, other.key, utterance.speaker == other.speaker) for utterance in valid for other in remaining
     ]
     return Holdout([utterance for utterance in utterances if utterance.key not in held_out], valid, trials)
+
+
+def write_holdout(cut: Holdout, folder: Path) -> None:
+    """Write ``train.list``, and ``valid.list`` and ``valid.trials`` where there are such; earlier ones are replaced."""
+    write_utterance_list(folder / "train.list", cut.train)
+    valid, trials = folder / "valid.list", folder / "valid.trials"
+    valid.unlink(missing_ok=True)
+    trials.unlink(missing_ok=True)
+    if cut.valid:
+        write_utterance_list(valid, cut.valid)
+    if cut.trials:
+        write_trial_list(trials, cut.trials)

@@ -112,6 +112,32 @@ class MarginConfig:
             raise ConfigError("margin.end_step", "is before start_step", "the margin is final from end_step on")
 
 
+@dataclass(frozen=True)
+class DistillationConfig:
+    """Losses towards a teacher that hears the same augmented inputs, added to that of the head.
+
+    Attributes:
+        teacher: a bundle, or for its classes ``EXP/checkpoints/average.pt`` of its experiment.
+        embedding: "cosine" (1 - cosine), "mse" (mean squared difference), or ``None`` for no such loss.
+        embedding_weight: what that loss is multiplied by.
+        label_weight: what the divergence of the class posteriors is multiplied by; 0 for none.
+        temperature: T of these posteriors, softmax(logits / T).
+    """
+
+    teacher: str
+    embedding: Literal["cosine", "mse"] | None = "cosine"
+    embedding_weight: float = 1.0
+    label_weight: float = 0.0
+    temperature: float = 4.0
+
+    def __post_init__(self) -> None:
+        for name in ("embedding_weight", "label_weight"):
+            require(getattr(self, name) >= 0, f"distillation.{name}", getattr(self, name), "it is at least 0")
+        require(self.temperature > 0, "distillation.temperature", self.temperature, "it is above 0")
+        if not (self.embedding and self.embedding_weight) and not self.label_weight:
+            raise ConfigError("distillation", "learns nothing from its teacher", "set embedding or label_weight")
+
+
 @dataclass(frozen=True, kw_only=True)
 class EmbeddingConfig:
     """What an embedding experiment adds to :class:`speakerkit.training.config.RunConfig`.
@@ -120,12 +146,17 @@ class EmbeddingConfig:
         model: registered backbone; its ``feat_dim`` comes from the front-end.
         init: what the training starts from: a bundle (its backbone), or a checkpoint such as
             ``checkpoints/average.pt`` (backbone and head); ``None`` for random weights.
+        pretrained: published weights for the self-supervised part of the model, see
+            :func:`speakerkit.embedding.ssl.load_pretrained`; not read where there is an ``init``, which brings all.
+        distillation: a teacher to learn from; ``None`` for none.
     """
 
     data: DataConfig
     model: NamedConfig
     seed: int = 42
     init: str | None = None
+    pretrained: str | None = None
     frontend: FrontEnd = field(default_factory=FrontEnd)
     head: NamedConfig = field(default_factory=lambda: NamedConfig("arc_margin"))
     margin: MarginConfig = field(default_factory=MarginConfig)
+    distillation: DistillationConfig | None = None

@@ -20,9 +20,11 @@ JOINED = 1536  # channels before the pooling in the paper, for any C
 class ConvReluBn(nn.Module):
     """Convolution, ReLU, batch normalisation, in this order; the length T is kept."""
 
-    def __init__(self, in_channels: int, out_channels: int, kernel: int = 1) -> None:
+    def __init__(
+        self, in_channels: int, out_channels: int, kernel: int = 1, convolution: type[nn.Conv1d] = nn.Conv1d
+    ) -> None:
         super().__init__()
-        self.conv = nn.Conv1d(in_channels, out_channels, kernel, padding=kernel // 2, bias=True)
+        self.conv = convolution(in_channels, out_channels, kernel, padding=kernel // 2, bias=True)
         self.bn = nn.BatchNorm1d(out_channels)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -32,12 +34,12 @@ class ConvReluBn(nn.Module):
 class Res2ConvReluBn(nn.Module):
     """Channels in s splits: each is convolved after the result before it was added to it, the last passes through."""
 
-    def __init__(self, channels: int, kernel: int, dilation: int) -> None:
+    def __init__(self, channels: int, kernel: int, dilation: int, convolution: type[nn.Conv1d] = nn.Conv1d) -> None:
         super().__init__()
         width = channels // SCALE
         padding = dilation * (kernel // 2)
         self.convs = nn.ModuleList(
-            nn.Conv1d(width, width, kernel, dilation=dilation, padding=padding) for _ in range(SCALE - 1)
+            convolution(width, width, kernel, dilation=dilation, padding=padding) for _ in range(SCALE - 1)
         )
         self.bns = nn.ModuleList(nn.BatchNorm1d(width) for _ in range(SCALE - 1))
 
@@ -66,11 +68,11 @@ class SqueezeExcitation(nn.Module):
 class SERes2Block(nn.Module):
     """Figure 2 of the paper: 1x1, dilated Res2 convolution, 1x1, squeeze-excitation, and the residual."""
 
-    def __init__(self, channels: int, dilation: int) -> None:
+    def __init__(self, channels: int, dilation: int, convolution: type[nn.Conv1d] = nn.Conv1d) -> None:
         super().__init__()
         self.se_res2block = nn.Sequential(
             ConvReluBn(channels, channels),
-            Res2ConvReluBn(channels, kernel=3, dilation=dilation),
+            Res2ConvReluBn(channels, kernel=3, dilation=dilation, convolution=convolution),
             ConvReluBn(channels, channels),
             SqueezeExcitation(channels),
         )
@@ -174,3 +176,19 @@ def ecapa_tdnn_glob_c1024(
 ) -> ECAPA_TDNN:
     """C = 1024 with global context."""
     return ECAPA_TDNN(1024, feat_dim, embed_dim, pooling_func, True, emb_bn)
+
+
+@register_backbone("XI_VEC_ECAPA_TDNN_c512")
+def xi_vec_ecapa_tdnn_c512(
+    feat_dim: int = 80, embed_dim: int = 192, pooling_func: str = "XI", emb_bn: bool = False
+) -> ECAPA_TDNN:
+    """The xi-vector on this network (Lee et al. 2021), C = 512."""
+    return ECAPA_TDNN(512, feat_dim, embed_dim, pooling_func, False, emb_bn)
+
+
+@register_backbone("XI_VEC_ECAPA_TDNN_c1024")
+def xi_vec_ecapa_tdnn_c1024(
+    feat_dim: int = 80, embed_dim: int = 192, pooling_func: str = "XI", emb_bn: bool = False
+) -> ECAPA_TDNN:
+    """The xi-vector on this network (Lee et al. 2021), C = 1024."""
+    return ECAPA_TDNN(1024, feat_dim, embed_dim, pooling_func, False, emb_bn)

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from speakerkit.audio import Audio, AudioSource, Channel, load_audio, require_signal
-from speakerkit.bundle import CONFIG, WEIGHTS, Bundle, read_bundle
+from speakerkit.bundle import CONFIG, Bundle, read_bundle
 from speakerkit.data.lists import open_entry
 from speakerkit.errors import AudioError, BundleError, ConfigError, MissingExtraError, SpeakerKitError, first_line
 from speakerkit.features import Features, features
@@ -37,7 +37,7 @@ CUDA = "CUDAExecutionProvider"
 # Recordings of equal length are looked for within stretches of the list. Where a stretch ends depends on the list only:
 # which recordings are run together, and so the last bit of an embedding, does not depend on the number of threads.
 STRETCH_BATCHES = 8
-STRETCH_FRAMES = 200_000  # 64 MB of features with 80 mels
+STRETCH_FRAMES = 200_000  # 64 MB of features with 80 mels, 128 MB of samples at 16 kHz
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,9 +76,10 @@ class Embedder:
 
     def __init__(self, bundle: Bundle, device: str = "auto", threads: int = 0) -> None:
         self.bundle = bundle
-        self.frontend = bundle.config.frontend
         self.threads = threads or os.cpu_count() or 1
-        self._run, self.device = _onnx_runner(bundle, device) if bundle.graph else _torch_runner(bundle, device)
+        open_runner = _onnx_runner if bundle.graph else _torch_runner
+        self._run, self.device, min_frames = open_runner(bundle, device)
+        self.frontend = bundle.config.frontend.with_minimum(min_frames)
         self._rate_warning = threading.Lock()  # taken by the first to warn and never given back
 
     def embed(
@@ -166,6 +167,7 @@ class Embedder:
                 return [_failure(item.key, item.key, error) for item, _ in group]
             return [self._finished(item, vector) for (item, _), vector in zip(group, vectors, strict=True)]
 
+        most = STRETCH_FRAMES * self.frontend.rows_per_shift
         pool = ThreadPoolExecutor(self.threads)
         try:
             ready: list[tuple[Extraction, Features]] = []
@@ -174,7 +176,7 @@ class Embedder:
                     yield item
                     continue
                 ready.append((item, feats))
-                if len(ready) == STRETCH_BATCHES * batch_size or sum(len(f) for _, f in ready) >= STRETCH_FRAMES:
+                if len(ready) == STRETCH_BATCHES * batch_size or sum(len(f) for _, f in ready) >= most:
                     yield from _all(pool, finish, _equal_lengths(ready, batch_size))
                     ready = []
             yield from _all(pool, finish, _equal_lengths(ready, batch_size))
@@ -275,8 +277,12 @@ def _equal_lengths(
             yield group[first : first + batch_size]
 
 
-def _onnx_runner(bundle: Bundle, device: str) -> tuple[Run, str]:
-    """Features (B, T, F) to embeddings (B, D) on onnxruntime; one thread a call, so that results do not vary."""
+def _onnx_runner(bundle: Bundle, device: str) -> tuple[Run, str, int]:
+    """Features (B, T, F) to embeddings (B, D) on onnxruntime; one thread a call, so that results do not vary.
+
+    Returns:
+        the function, what it runs on in words, and the fewest frames that it takes.
+    """
     try:
         import onnxruntime
     except (ImportError, OSError) as error:
@@ -303,15 +309,22 @@ def _onnx_runner(bundle: Bundle, device: str) -> tuple[Run, str]:
         )
     _check_graph(bundle, session)
 
+    batch = session.get_inputs()[0].shape[0]
+    step = batch if isinstance(batch, int) else None  # a published graph may take one recording at a time only
+
     def run(feats: Features) -> Vector:
         try:
-            (vectors,) = session.run(["embs"], {"feats": feats})
+            parts = [feats[first : first + (step or len(feats))] for first in range(0, len(feats), step or len(feats))]
+            vectors = np.concatenate([session.run(["embs"], {"feats": part})[0] for part in parts])
         except Exception as error:
             fault = f"fails on features of shape {feats.shape} ({first_line(error)})"
             raise BundleError(bundle.graph, fault, "give shorter audio, or export it again") from None
         return np.asarray(vectors, dtype=np.float32)
 
-    return run, f"{'cuda' if used == CUDA else 'cpu'} (onnxruntime)"
+    min_frames = session.get_modelmeta().custom_metadata_map.get("min_frames", "1")
+    if not min_frames.isdecimal():
+        raise BundleError(bundle.graph, f"says that min_frames is {min_frames!r}", "export it again")
+    return run, f"{'cuda' if used == CUDA else 'cpu'} (onnxruntime)", int(min_frames)
 
 
 def _check_graph(bundle: Bundle, session: onnxruntime.InferenceSession) -> None:
@@ -321,7 +334,7 @@ def _check_graph(bundle: Bundle, session: onnxruntime.InferenceSession) -> None:
     if names != (["feats"], ["embs"]):
         raise BundleError(bundle.graph, f"has inputs and outputs {names}", "feats and embs are expected")
     for name, node, wanted in (
-        ("mels", inputs[0], bundle.config.frontend.num_mels),
+        ("mels", inputs[0], bundle.config.frontend.feature_dim),
         ("values an embedding", outputs[0], bundle.config.embedding_size),
     ):
         if isinstance(node.shape[-1], int) and node.shape[-1] != wanted:
@@ -331,11 +344,11 @@ def _check_graph(bundle: Bundle, session: onnxruntime.InferenceSession) -> None:
     made_from = session.get_modelmeta().custom_metadata_map.get("weights_sha256")
     if made_from and bundle.has_weights and made_from != bundle.digest():
         raise BundleError(
-            bundle.graph, f"was exported from other weights than {WEIGHTS} beside it", "run `speakerkit export`"
+            bundle.graph, f"was exported from other weights than {bundle.weights} beside it", "run `speakerkit export`"
         )
 
 
-def _torch_runner(bundle: Bundle, device: str) -> tuple[Run, str]:
+def _torch_runner(bundle: Bundle, device: str) -> tuple[Run, str, int]:
     """The same on torch."""
     try:
         import torch
@@ -345,7 +358,8 @@ def _torch_runner(bundle: Bundle, device: str) -> tuple[Run, str]:
     from speakerkit.nn.device import usable_device
 
     chosen = usable_device(device)
-    backbone = open_backbone(bundle).to(chosen).eval()
+    original = open_backbone(bundle).eval()
+    backbone = original.deployed().to(chosen)
 
     def run(feats: Features) -> Vector:
         try:
@@ -355,4 +369,4 @@ def _torch_runner(bundle: Bundle, device: str) -> tuple[Run, str]:
             fault = f"fails on features of shape {feats.shape} ({first_line(error)})"
             raise BundleError(bundle.path, fault, "give shorter audio") from None
 
-    return run, f"{chosen.type} (torch)"
+    return run, f"{chosen.type} (torch)", original.min_frames

@@ -7,15 +7,14 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from speakerkit.bundle import CONFIG, Bundle
 from speakerkit.config import NamedConfig
-from speakerkit.embedding.heads import Head
+from speakerkit.embedding.objective import Objective
 from speakerkit.embedding.registry import Backbone, build_backbone
 from speakerkit.errors import BundleError, ConfigError, first_line
 from speakerkit.features import FrontEnd
-from speakerkit.nn.fbank import Fbank, SpecAugment
+from speakerkit.nn.fbank import Fbank, SpecAugment, Waveform
 
 UNBUILDABLE = (  # what builders raise for values that make no network
     TypeError,
@@ -34,26 +33,28 @@ class SpeakerNet(nn.Module):
 
     Args:
         backbone: registered module, features (B, T, F) to embedding (B, D).
-        head: margin head, embedding and label to logits.
+        head: embedding and label to a loss.
         fbank: the front-end; ``None`` where batches already hold features.
         spec_augment: masking between front-end and backbone.
     """
 
-    def __init__(self, backbone: Backbone, head: Head, fbank: Fbank | None, spec_augment: SpecAugment) -> None:
+    def __init__(
+        self, backbone: Backbone, head: Objective, fbank: Fbank | Waveform | None, spec_augment: SpecAugment
+    ) -> None:
         super().__init__()
         self.backbone, self.head, self.fbank, self.spec_augment = backbone, head, fbank, spec_augment
 
     def forward(self, inputs: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """(B, samples) or (B, T, F), and labels (B,), to the loss and to named metrics of the batch.
 
-        The loss has the margin in training only: a margin that grows would make validation losses incomparable.
+        The accuracy, where the head has classes, is that without margin.
         """
         features = inputs if self.fbank is None else self.fbank(inputs)  # (B, T, F)
         embedding = self.backbone(self.spec_augment(features))  # (B, D)
-        scores = self.head.scores(embedding)  # (B, classes)
-        logits = self.head(embedding, labels) if self.training else scores
-        accuracy = (scores.argmax(dim=1) == labels).float().mean()
-        return F.cross_entropy(logits.float(), labels), {"accuracy": accuracy}
+        loss, scores = self.head.loss_and_scores(embedding, labels)
+        if scores is None:
+            return loss, {}
+        return loss, {"accuracy": (scores.argmax(dim=1) == labels).float().mean()}
 
 
 def backbone_for(model: NamedConfig, frontend: FrontEnd) -> Backbone:
@@ -65,12 +66,15 @@ def backbone_for(model: NamedConfig, frontend: FrontEnd) -> Backbone:
     with warnings.catch_warnings():
         warnings.filterwarnings("error", "Initializing zero-element tensors")  # a size of 0, which torch lets pass
         try:
-            backbone = build_backbone(model.name, **{"feat_dim": frontend.num_mels, **model.args})
+            backbone = build_backbone(model.name, **{"feat_dim": frontend.feature_dim, **model.args})
         except UNBUILDABLE as error:
             reason = first_line(error)
             raise ConfigError("model.args", f"do not build a {model.name} ({reason})", "correct them") from None
-    if backbone.feat_dim != frontend.num_mels:
-        fault = f"is {frontend.num_mels}, that of its model {backbone.feat_dim}"
+    if backbone.hears != frontend.kind:
+        fault = f"is {frontend.kind!r}, a {model.name} hears {backbone.hears!r}"
+        raise ConfigError("frontend.kind", fault, "correct one of the two")
+    if backbone.feat_dim != frontend.feature_dim:
+        fault = f"is {frontend.feature_dim}, that of its model {backbone.feat_dim}"
         raise ConfigError("frontend.num_mels", fault, "correct one of the two")
     return backbone
 

@@ -12,7 +12,21 @@ from torch import Tensor, nn
 from speakerkit.errors import ConfigError
 from speakerkit.registry import Registry, suggest
 
-MODEL_FILES = ("resnet", "ecapa_tdnn", "campplus")
+MODEL_FILES = (
+    "resnet",
+    "ecapa_tdnn",
+    "ecapa_zoo",
+    "campplus",
+    "repvgg",
+    "gemini_dfresnet",
+    "simam_resnet",
+    "redimnet",
+    "res2net",
+    "eres2net",
+    "tdnn",
+    "dvector",
+    "ssl",
+)
 
 
 class Backbone(nn.Module):
@@ -25,15 +39,25 @@ class Backbone(nn.Module):
         embed_dim: length of the embedding.
         min_frames: the shortest T of which two frames reach the pooling, so that a standard deviation exists. Shorter
             input still gives a finite embedding, but one that says next to nothing.
+        hears: kind of front-end, ``FrontEnd.kind``.
     """
 
     feat_dim: int
     embed_dim: int
     min_frames: int
+    hears: str = "fbank"
 
     def frame_features(self, feats: Tensor) -> Tensor:
         """What the pooling sees, (B, T, feat_dim) to (B, T', D'), for models that want speaker features per frame."""
         raise NotImplementedError
+
+    def deployed(self) -> Backbone:
+        """The module to run at inference, equal to this one in eval mode; ``self`` unless there is a cheaper form."""
+        return self
+
+    def published(self) -> tuple[Backbone, dict[str, Any]]:
+        """The module that bundles hold, and the arguments that build it and differ from this one's."""
+        return self, {}
 
 
 Builder = TypeVar("Builder", bound=Callable[..., Backbone])

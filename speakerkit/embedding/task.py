@@ -5,8 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import signal
-from collections.abc import Iterable, Iterator
-from pathlib import Path
+from collections.abc import Iterable, Iterator, Mapping
 from types import FrameType
 from typing import Any
 
@@ -15,7 +14,6 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from speakerkit.bundle import read_bundle
 from speakerkit.config import to_dict
 from speakerkit.data.ark import Embeddings
 from speakerkit.data.augment import Chain, build_chain
@@ -34,13 +32,16 @@ from speakerkit.data.sampling import BalancedOrder, Order, PositionBatches, Shuf
 from speakerkit.data.shards import read_shard_list
 from speakerkit.data.stores import open_store
 from speakerkit.embedding.config import EmbeddingConfig
-from speakerkit.embedding.heads import HEADS
+from speakerkit.embedding.distillation import DistilledNet, open_teacher
+from speakerkit.embedding.initial import Inheritance, start_from
+from speakerkit.embedding.joint import build_head
 from speakerkit.embedding.margin import margin_at
-from speakerkit.embedding.model import SpeakerNet, backbone_for, load_backbone, load_tensors
+from speakerkit.embedding.model import SpeakerNet, backbone_for
+from speakerkit.embedding.objective import Objective
+from speakerkit.embedding.registry import Backbone
 from speakerkit.errors import ConfigError, DataError, SpeakerKitError, TrainingError
-from speakerkit.features import Features, features
-from speakerkit.nn.fbank import Fbank, SpecAugment
-from speakerkit.nn.weights import load_checkpoint, model_of
+from speakerkit.features import Features, FrontEnd, features
+from speakerkit.nn.fbank import SpecAugment, front_end_module
 from speakerkit.verification.cosine import score_cosine
 from speakerkit.verification.metrics import evaluate
 from speakerkit.verification.trials import Trials, read_trials
@@ -67,6 +68,7 @@ class EmbeddingTask:
     """
 
     def __init__(self, config: EmbeddingConfig) -> None:
+        _require_samples(config)
         self.config = config
         self.source = _open_source(config)
         self.classes = {speaker: index for index, speaker in enumerate(sorted(set(self.source.speakers)))}
@@ -90,6 +92,14 @@ class EmbeddingTask:
                 "validation utterances are held-out ones of training speakers",
             )
         self.trials = self._trials()
+        self.teacher = (
+            open_teacher(config.distillation, config.frontend, config.data, list(self.classes))
+            if config.distillation
+            else None
+        )
+        self.inheritance: Inheritance | None = None
+        self.unused: list[str] | None = None  # tensors of ``pretrained`` that the model has no use for
+        self.classifies = True
         self.position = 0
         self.drawn = 0
         self.bad_draws = 0
@@ -99,18 +109,22 @@ class EmbeddingTask:
         """Front-end, backbone and head, from ``init`` where one is named."""
         config = self.config
         backbone = backbone_for(config.model, config.frontend)
-        args = {"embed_dim": backbone.embed_dim, "num_classes": len(self.classes) * len(self.speeds)}
-        try:
-            head = HEADS[config.head.name](**args, **config.head.args)
-        except TypeError as error:
-            raise ConfigError("head.args", str(error), "scale and margin are what heads take") from None
-        fbank = None if config.data.format == "feat" else Fbank(config.frontend)
+        head = build_head(config.head, backbone.embed_dim, len(self.classes) * len(self.speeds))
+        _require_fit(head, config)
+        self.classifies = head.classifies
+        fbank = None if config.data.format == "feat" else front_end_module(config.frontend)
         spec_augment = config.data.spec_augment
-        model = SpeakerNet(backbone, head, fbank, SpecAugment(**to_dict(spec_augment)))
-        if config.init and Path(config.init).is_file():
-            load_tensors(model, model_of(load_checkpoint(config.init), config.init), config.init)
-        elif config.init:
-            load_backbone(backbone, read_bundle(config.init))
+        parts = backbone, head, fbank, SpecAugment(**to_dict(spec_augment))
+        if config.distillation and self.teacher:
+            model: SpeakerNet = DistilledNet(*parts, config=config.distillation, teacher_dim=self.teacher.embed_dim)
+        else:
+            model = SpeakerNet(*parts)
+        if config.init:
+            self.inheritance = start_from(model, config.init, self._classes())
+        elif config.pretrained:
+            from speakerkit.embedding.ssl import load_pretrained
+
+            self.unused = load_pretrained(backbone, config.pretrained)
         return model
 
     def train_batches(self, rank: int, world: int) -> Iterator[Batch]:
@@ -118,6 +132,11 @@ class EmbeddingTask:
         data = self.config.data
         if rank == 0 and len(self.source.keys) < data.batch_size * world:
             logger.warning("%d utterances are fewer than a step takes: they repeat within it", len(self.source.keys))
+        if rank == 0 and self.position == 0 and self.inheritance:
+            for line in self.inheritance.to_lines():
+                logger.info("init: %s", line)
+        if rank == 0 and self.position == 0 and self.unused is not None:
+            logger.info("pretrained: %s, without %s", self.config.pretrained, ", ".join(self.unused) or "exception")
         loader: DataLoader[Any] = DataLoader(
             _ErrorsAsValues(self.dataset),  # type: ignore[arg-type]
             batch_sampler=PositionBatches(self.position, data.batch_size, rank, world),
@@ -156,8 +175,11 @@ class EmbeddingTask:
             )
 
     def valid_batches(self) -> Iterable[Batch]:
-        """Held-out utterances: one fixed chunk each, at its own speed, not augmented."""
-        if not self.valid:
+        """Held-out utterances: one fixed chunk each, at its own speed, not augmented.
+
+        None for a head without classes: utterances that need not be of the same speakers give it nothing to compare.
+        """
+        if not self.valid or not self.classifies:
             return
         source = FeatureSource if self.config.data.format == "feat" else RawSource
         dataset = TrainingDataset(
@@ -176,50 +198,47 @@ class EmbeddingTask:
 
     def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss and metrics of :class:`speakerkit.embedding.model.SpeakerNet`; accuracy is that without margin."""
-        return model(batch["inputs"], batch["labels"])
+        if self.teacher is None or not model.training:
+            return model(batch["inputs"], batch["labels"])
+        return model(batch["inputs"], batch["labels"], self.teacher(batch["inputs"]))
 
     def evaluate(self, model: Any) -> dict[str, float]:
         """``valid_eer`` in percent, from whole utterances; nothing where there are no held-out trials."""
         if self.trials is None:
             return {}
         known = {utterance.key: utterance for utterance in self._trial_utterances()}
-        device = next(model.parameters()).device
-        vectors = []
-        keys = sorted({*self.trials.enrol_ids, *self.trials.test_ids})
-        for key in keys:
-            feats = torch.from_numpy(self._whole(known[key]))[None].to(device)  # (1, T, F)
-            vectors.append(model.backbone(feats)[0].float().cpu().numpy())
-        scores = score_cosine(Embeddings(keys, np.stack(vectors)), self.trials)
-        return {"valid_eer": 100 * evaluate(scores).eer}
-
-    def _whole(self, utterance: Utterance) -> Features:
-        """Features (T, F) of the whole of an utterance, as at inference."""
-        frontend = self.config.frontend
-        if not utterance.feat:
-            return features(read_speech(open_entry(utterance.wav), frontend, utterance.vad), frontend)
-        matrix = read_features(utterance.feat, frontend)
-        return matrix - matrix.mean(axis=0) if frontend.mean_norm else matrix
+        return {"valid_eer": 100 * trial_eer(model.backbone, self.config.frontend, known, self.trials)}
 
     def start_step(self, model: Any, step: int) -> dict[str, float]:
-        """Set the head's margin."""
+        """Set the head's margin, where it has one."""
         value = margin_at(step, self.config.margin)
         model.head.update(value)
-        return {"margin": value}
+        return {} if model.head.margin is None else {"margin": value}
 
     def fingerprint(self) -> dict[str, Any]:
         """Classes, architecture, front-end, margin, data settings and seed: what a checkpoint belongs to."""
-        names = "\n".join(self.classes)
         data = {name: value for name, value in to_dict(self.config.data).items() if name not in FREE_DATA_SETTINGS}
         return {
-            "speaker list": hashlib.sha256(names.encode()).hexdigest(),
+            **self._classes(),
             "model": to_dict(self.config.model),
             "head": to_dict(self.config.head),
             "frontend": to_dict(self.config.frontend),
             "margin": to_dict(self.config.margin),
-            "speeds": list(self.speeds),
+            "distillation": self._lessons(),
             "data": data,
             "seed": self.config.seed,
         }
+
+    def _classes(self) -> dict[str, Any]:
+        """What the classes stand for."""
+        names = "\n".join(self.classes)
+        return {"speaker list": hashlib.sha256(names.encode()).hexdigest(), "speeds": list(self.speeds)}
+
+    def _lessons(self) -> dict[str, Any] | None:
+        """How the teacher is listened to, and which it is: by its weights, wherever they lie."""
+        if self.config.distillation is None or self.teacher is None:
+            return None
+        return {**to_dict(self.config.distillation), "teacher": self.teacher.digest}
 
     def state_dict(self) -> dict[str, Any]:
         """Position in the stream, and the files found bad so far."""
@@ -248,6 +267,61 @@ class EmbeddingTask:
                 "trials are over utterances of data.valid and of a raw or feat data.train",
             )
         return trials
+
+
+@torch.no_grad()
+def trial_eer(backbone: Backbone, frontend: FrontEnd, utterances: Mapping[str, Utterance], trials: Trials) -> float:
+    """Equal error rate in [0, 1] of cosine scores of trials, from the embeddings of whole utterances.
+
+    Args:
+        backbone: in evaluation mode.
+        utterances: those of the trials, by key.
+    """
+    device = next(backbone.parameters()).device
+    vectors = []
+    keys = sorted({*trials.enrol_ids, *trials.test_ids})
+    for key in keys:
+        feats = torch.from_numpy(whole_features(utterances[key], frontend))[None].to(device)  # (1, T, F)
+        vectors.append(backbone(feats)[0].float().cpu().numpy())
+    return evaluate(score_cosine(Embeddings(keys, np.stack(vectors)), trials)).eer
+
+
+def whole_features(utterance: Utterance, frontend: FrontEnd) -> Features:
+    """Features (T, F) of the whole of an utterance, as at inference."""
+    if not utterance.feat:
+        return features(read_speech(open_entry(utterance.wav), frontend, utterance.vad), frontend)
+    matrix = read_features(utterance.feat, frontend)
+    return matrix - matrix.mean(axis=0) if frontend.mean_norm else matrix
+
+
+def _require_fit(head: Objective, config: EmbeddingConfig) -> None:
+    """Refuse margins that a head does not take, and batches or a distillation that it can make nothing of."""
+    data, name = config.data, config.head.name
+    for margin in (config.margin.final, config.margin.initial):
+        head.update(margin)
+    if not (head.classifies or head.compares):
+        raise ConfigError("head", f"{name} tells no speakers apart", "join it to one that does: head.name joint")
+    repeats = data.utterances_per_speaker
+    if head.compares and (data.sampling != "balanced" or repeats < 2 or data.batch_size < 2 * repeats):
+        fault = f"is {data.sampling!r}, {data.batch_size} chunks, {repeats} a speaker: {name} cannot compare them"
+        remedy = "sampling: balanced, utterances_per_speaker from 2 on, batch_size of 2 speakers or more"
+        raise ConfigError("data.sampling", fault, remedy)
+    if config.distillation and config.distillation.label_weight and not head.classifies:
+        raise ConfigError("distillation.label_weight", f"{name} has no classes to learn them for", "set it to 0")
+
+
+def _require_samples(config: EmbeddingConfig) -> None:
+    """Refuse what does not go with samples as features.
+
+    Raises:
+        ConfigError: features that are there already, or masks over mel bands.
+    """
+    if config.frontend.kind != "waveform":
+        return
+    if config.data.format == "feat":
+        raise ConfigError("frontend.kind", "is 'waveform', and a feat list holds none", "use raw or shard lists")
+    if config.data.spec_augment.prob > 0:
+        raise ConfigError("data.spec_augment.prob", "masks mel bands, not samples", "set it to 0")
 
 
 def _open_source(config: EmbeddingConfig) -> RawSource | ShardSource | FeatureSource:

@@ -20,14 +20,15 @@ def export_bundle(path: Path) -> Parity:
     bundle = read_bundle(path)
     config = bundle.config
     backbone = open_backbone(bundle)
+    frontend = config.frontend.with_minimum(backbone.min_frames)
     metadata = {
         "framework": "speakerkit",
         "model": config.model.name,
-        "sample_rate": str(config.frontend.sample_rate),
+        "sample_rate": str(frontend.sample_rate),
         "output_dim": str(config.embedding_size),
-        "min_samples": str(config.frontend.min_samples),
-        "frontend": json.dumps(to_dict(config.frontend)),
+        "min_samples": str(frontend.min_samples),
+        "frontend": json.dumps(to_dict(frontend)),
         "weights_sha256": bundle.digest(),
     }
-    min_frames = config.frontend.num_frames(config.frontend.min_samples)
+    min_frames = frontend.num_frames(frontend.min_samples)
     return export_onnx(backbone, path / GRAPH, min_frames=min_frames, metadata=metadata)

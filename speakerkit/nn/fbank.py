@@ -4,12 +4,24 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from speakerkit.features import LOG_FLOOR, FrontEnd, mel_filters, mirror_lengths, window_function
+from speakerkit.features import (
+    LOG_FLOOR,
+    LOG_OFFSET,
+    POWER_FLOOR,
+    RANGE_DB,
+    WAVE_EPS,
+    FrontEnd,
+    centre_lengths,
+    mel_filters,
+    mirror_lengths,
+    window_function,
+)
 
 
 class Fbank(nn.Module):
-    """Kaldi-compatible log-mel filterbank; the numpy twin is :func:`speakerkit.features.fbank`.
+    """Log-mel filterbank, Kaldi's or another; the numpy twin is :func:`speakerkit.features.fbank`.
 
     Dither is added in training mode only. Mean normalisation is part of it where the front-end says so.
     """
@@ -28,23 +40,64 @@ class Fbank(nn.Module):
     def forward(self, samples: Tensor) -> Tensor:
         """(batch, samples) in [-1, 1] to (batch, frames, mels); computed in float32 also under autocast."""
         frontend = self.frontend
-        scaled = samples.float() * frontend.amplitude
-        if not frontend.snip_edges:
-            left, right = mirror_lengths(scaled.shape[1], frontend)
-            parts = [scaled[:, :left].flip(1), scaled]
-            if right:
-                parts.append(scaled[:, -right:].flip(1))
-            scaled = torch.cat(parts, dim=1)
+        scaled = self._extended(samples.float() * frontend.amplitude)
         frames = scaled.unfold(1, frontend.window_samples, frontend.shift_samples)  # (batch, frames, window)
         if self.training and frontend.dither > 0:
             frames = frames + frontend.dither * torch.randn_like(frames)
-        frames = frames - frames.mean(dim=2, keepdim=True)
-        previous = torch.cat([frames[..., :1], frames[..., :-1]], dim=2)
-        frames = (frames - frontend.preemphasis * previous) * self.window
-        spectrum = torch.fft.rfft(frames, frontend.fft_size)  # (batch, frames, fft_size // 2 + 1)
+        if frontend.filterbank == "kaldi":
+            frames = frames - frames.mean(dim=2, keepdim=True)
+            previous = torch.cat([frames[..., :1], frames[..., :-1]], dim=2)
+            frames = frames - frontend.preemphasis * previous
+        spectrum = torch.fft.rfft(frames * self.window, frontend.fft_size)  # (batch, frames, fft_size // 2 + 1)
         power = spectrum.real.square() + spectrum.imag.square()
-        output = (power @ self.filters).clamp_min(LOG_FLOOR).log()
+        output = self._logarithm(power @ self.filters)
         return output - output.mean(dim=1, keepdim=True) if frontend.mean_norm else output
+
+    def _extended(self, scaled: Tensor) -> Tensor:
+        """The signals that are cut into frames, (batch, samples) to (batch, samples and what is added at the ends)."""
+        frontend = self.frontend
+        if frontend.centred:
+            previous = torch.cat([scaled[:, 1:2], scaled[:, :-1]], dim=1)
+            mode = "reflect" if frontend.filterbank == "torchaudio" else "constant"
+            emphasised = scaled - frontend.preemphasis * previous
+            return F.pad(emphasised.unsqueeze(1), centre_lengths(frontend), mode).squeeze(1)
+        if frontend.snip_edges:
+            return scaled
+        left, right = mirror_lengths(scaled.shape[1], frontend)
+        parts = [scaled[:, :left].flip(1), scaled]
+        if right:
+            parts.append(scaled[:, -right:].flip(1))
+        return torch.cat(parts, dim=1)
+
+    def _logarithm(self, energies: Tensor) -> Tensor:
+        if self.frontend.filterbank == "torchaudio":
+            return (energies + LOG_OFFSET).log()
+        if self.frontend.filterbank == "speechbrain":
+            decibels = 10 * energies.clamp_min(POWER_FLOOR).log10()
+            return torch.maximum(decibels, decibels.amax(dim=(1, 2), keepdim=True) - RANGE_DB)
+        return energies.clamp_min(LOG_FLOOR).log()
+
+
+class Waveform(nn.Module):
+    """Samples as features; the numpy twin is :func:`speakerkit.features.waveform`."""
+
+    def __init__(self, frontend: FrontEnd) -> None:
+        super().__init__()
+        self.frontend = frontend
+
+    @torch.autocast("cpu", enabled=False)
+    @torch.autocast("cuda", enabled=False)
+    def forward(self, samples: Tensor) -> Tensor:
+        """(batch, samples) in [-1, 1] to (batch, samples, 1), in float32 also under autocast."""
+        samples = samples.float()
+        if self.frontend.wave_norm:
+            samples = F.layer_norm(samples, samples.shape[1:], eps=WAVE_EPS)
+        return samples.unsqueeze(2)
+
+
+def front_end_module(frontend: FrontEnd) -> Fbank | Waveform:
+    """The module that turns waveforms into what the model is fed."""
+    return Waveform(frontend) if frontend.kind == "waveform" else Fbank(frontend)
 
 
 class SpecAugment(nn.Module):

@@ -7,6 +7,7 @@ whatever autocast does around them, and one single frame has the standard deviat
 
 from __future__ import annotations
 
+import math
 from itertools import pairwise
 
 import torch
@@ -17,6 +18,7 @@ from speakerkit.errors import ConfigError
 from speakerkit.registry import Registry
 
 EPS = 1e-7  # under the root of every variance, as in the published checkpoints
+XI_ROOTS = (math.exp(-7.5), math.exp(7.5))  # square roots of a frame's precision stay within: its log within 15
 
 
 class Pooling(nn.Module):
@@ -49,11 +51,11 @@ def mean_std(x: Tensor) -> tuple[Tensor, Tensor]:
     return mean, (unbiased + EPS).sqrt()
 
 
-def weighted_mean_std(x: Tensor, alpha: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation under weights ``alpha`` that sum to one over the last axis."""
+def weighted_mean_std(x: Tensor, alpha: Tensor, floor: float = EPS) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation under weights ``alpha`` summing to one over the last axis; variance from floor up."""
     mean = (alpha * x).sum(-1)
     var = (alpha * (x - mean.unsqueeze(-1)).square()).sum(-1)
-    return mean, var.clamp(min=EPS).sqrt()
+    return mean, var.clamp(min=floor).sqrt()
 
 
 @POOLINGS.register("TAP")
@@ -119,6 +121,32 @@ class ASTP(Pooling):
         return F.conv1d(x, of_frame) + F.conv1d(context, of_utterance, self.linear1.bias)
 
 
+@POOLINGS.register("ASP")
+class ASP(Pooling):
+    """Attentive statistics pooling whose attention has ReLU and batch normalisation, as in SimAM-ResNet.
+
+    Args:
+        in_dim: rows per frame.
+        bottleneck_dim: width of the attention's hidden layer.
+    """
+
+    floor = 1e-5  # of every variance, as in the published checkpoints: a hundred times that of the other poolings
+
+    def __init__(self, in_dim: int, bottleneck_dim: int = 128) -> None:
+        super().__init__(in_dim, 2 * in_dim)
+        self.attention = nn.Sequential(
+            nn.Conv1d(in_dim, bottleneck_dim, kernel_size=1),
+            nn.ReLU(),
+            nn.BatchNorm1d(bottleneck_dim),
+            nn.Conv1d(bottleneck_dim, in_dim, kernel_size=1),
+            nn.Softmax(dim=-1),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = frame_rows(x)  # (batch, rows, frames)
+        return torch.cat(weighted_mean_std(x, self.attention(x), self.floor), dim=1)
+
+
 @POOLINGS.register("MHASTP")
 class MHASTP(Pooling):
     """Multi-head attentive statistics pooling: the rows are split among heads, each with an attention of its own.
@@ -178,3 +206,36 @@ class MQMHASTP(Pooling):
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.cat([query(x) for query in self.queries], dim=1)
+
+
+@POOLINGS.register("XI")
+class XI(Pooling):
+    """The mean of a Gaussian posterior, every frame an observation with a precision of its own (xi-vector).
+
+    Lee, Wang, Koshinaka 2021 (2108.05679), with diagonal precisions:
+    ``phi = (sum_t L_t z_t + L_p mu_p) / (sum_t L_t + L_p)``, of which the prior's ``mu_p`` and ``log L_p`` are learnt.
+
+    Args:
+        in_dim: rows per frame.
+        hidden_size: width of the hidden layer that estimates the precisions.
+    """
+
+    def __init__(self, in_dim: int, hidden_size: int = 256) -> None:
+        super().__init__(in_dim, in_dim)
+        self.prior_mean = nn.Parameter(torch.zeros(1, in_dim))
+        self.prior_logprec = nn.Parameter(torch.zeros(1, in_dim))
+        self.lin1_relu_bn = nn.Sequential(
+            nn.Conv1d(in_dim, hidden_size, kernel_size=1), nn.ReLU(), nn.BatchNorm1d(hidden_size)
+        )
+        self.lin2 = nn.Conv1d(hidden_size, in_dim, kernel_size=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = frame_rows(x)  # (batch, rows, frames)
+        root = F.softplus(self.lin2(self.lin1_relu_bn(x)))
+        logprec = 2 * root.clamp(*XI_ROOTS).log()
+        # The prior counts as one more frame: a softmax of log precisions is their share of the posterior's precision.
+        prior_mean, prior_logprec = (
+            p.expand(x.shape[0], -1).unsqueeze(-1) for p in (self.prior_mean, self.prior_logprec)
+        )
+        share = torch.cat((logprec, prior_logprec), dim=-1).softmax(dim=-1)
+        return (share * torch.cat((x, prior_mean), dim=-1)).sum(-1)

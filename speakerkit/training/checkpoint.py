@@ -14,7 +14,7 @@ from torch import Tensor
 
 from speakerkit.errors import BundleError, first_line
 from speakerkit.files import atomic_open, atomic_path
-from speakerkit.nn.weights import load_checkpoint, model_of
+from speakerkit.weights import load_checkpoint, model_of
 
 logger = logging.getLogger("speakerkit.training")
 
@@ -83,17 +83,20 @@ def keep_best(folder: Path, path: Path) -> None:
         shutil.copyfile(path, temporary)
 
 
-def average_states(paths: Sequence[Path]) -> dict[str, Tensor]:
+def average_states(paths: Sequence[Path], ema: bool = False) -> dict[str, Tensor]:
     """Arithmetic mean of the ``model`` of several checkpoints, in float64; counters are taken from the last.
 
+    Args:
+        ema: take the moving averages that the checkpoints hold instead of the weights themselves.
+
     Raises:
-        BundleError: no paths, or checkpoints whose tensors differ in name or shape.
+        BundleError: no paths, checkpoints whose tensors differ in name or shape, or without a moving average.
     """
     if not paths:
         raise BundleError(None, "there is no checkpoint to average", "train first")
     total: dict[str, Tensor] = {}
     for path in paths:
-        model = model_of(load_checkpoint(path), path)
+        model = _weights(path, ema)
         if total and {k: v.shape for k, v in total.items()} != {k: v.shape for k, v in model.items()}:
             raise BundleError(path, "has other tensors than the checkpoints before it", "average one run only")
         for name, tensor in model.items():
@@ -104,3 +107,12 @@ def average_states(paths: Sequence[Path]) -> dict[str, Tensor]:
     return {
         name: (tensor / len(paths)).float() if tensor.is_floating_point() else tensor for name, tensor in total.items()
     }
+
+
+def _weights(path: Path, ema: bool) -> dict[str, Tensor]:
+    state = load_checkpoint(path)
+    if not ema:
+        return model_of(state, path)
+    if not isinstance(state.get("ema"), dict):
+        raise BundleError(path, "holds no moving average of the weights", "train with trainer.ema, or use --no-ema")
+    return model_of(state["ema"], path)

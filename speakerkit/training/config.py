@@ -21,6 +21,10 @@ class OptimConfig:
         betas: of Adam and AdamW.
         decay_norms: whether weight decay also acts on biases and normalisation weights.
         reference_batch: ``lr`` is multiplied by (chunks a step over all ranks) / this; 0 leaves it as it is.
+        lr_factors: prefix of tensor names to what the learning rate of these is multiplied by, the longest prefix
+            winning; 0 freezes them, batch-norm statistics included.
+        layer_decay: name of a module to the factor from each of its blocks to the one before it, towards the input;
+            see :func:`speakerkit.training.optimizer.block_names`. Multiplied with ``lr_factors``.
     """
 
     name: Literal["sgd", "adam", "adamw"] = "sgd"
@@ -30,6 +34,8 @@ class OptimConfig:
     weight_decay: float = 1e-4
     decay_norms: bool = True
     reference_batch: int = 0
+    lr_factors: dict[str, float] = field(default_factory=dict)
+    layer_decay: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         require(self.lr > 0, "optim.lr", self.lr, "it is above 0")
@@ -37,6 +43,16 @@ class OptimConfig:
         require(all(0 <= beta < 1 for beta in self.betas), "optim.betas", self.betas, "they are from 0 to below 1")
         require(self.weight_decay >= 0, "optim.weight_decay", self.weight_decay, "it is at least 0")
         require(self.reference_batch >= 0, "optim.reference_batch", self.reference_batch, "it is at least 0")
+        for prefix, factor in self.lr_factors.items():
+            _require_name("optim.lr_factors", prefix)
+            require(factor >= 0, f"optim.lr_factors.{prefix}", factor, "it is at least 0, which freezes")
+        for prefix, decay in self.layer_decay.items():
+            _require_name("optim.layer_decay", prefix)
+            require(0 < decay <= 1, f"optim.layer_decay.{prefix}", decay, "it is above 0 and at most 1")
+
+
+def _require_name(key: str, prefix: object) -> None:
+    require(isinstance(prefix, str) and prefix != "", key, prefix, "name a part of the model, such as backbone.layer1")
 
 
 @dataclass(frozen=True)
@@ -74,7 +90,9 @@ class TrainerConfig:
         log_every: steps between two lines of the log.
         keep_last: newest checkpoints kept for resuming.
         average: newest checkpoints kept for averaging.
-        best_metric: validation metric, smaller is better, whose best checkpoint is kept.
+        ema: decay of the moving average of the weights, which validation and publishing then take; 0 keeps none.
+        best_metric: validation metric, smaller is better, whose best checkpoint is kept; "" for the first that
+            validation gives: ``valid_loss`` where there is one.
         max_bad_steps: non-finite steps in a row that stop the run.
         threads: torch threads a rank on the CPU; 0 leaves torch's choice.
         channels_last: memory format for 2-D convolutions.
@@ -91,7 +109,8 @@ class TrainerConfig:
     log_every: int = 50
     keep_last: int = 2
     average: int = 1
-    best_metric: str = "valid_loss"
+    ema: float = 0.0
+    best_metric: str = ""
     max_bad_steps: int = 10
     threads: int = 0
     channels_last: bool = False
@@ -105,6 +124,7 @@ class TrainerConfig:
         for name in ("grad_clip", "valid_every", "save_every", "threads"):
             value = getattr(self, name)
             require(value >= 0, f"trainer.{name}", value, "it is at least 0")
+        require(0 <= self.ema < 1, "trainer.ema", self.ema, "it is from 0 to below 1")
         require(self.threads <= MAX_THREADS, "trainer.threads", self.threads, f"it is at most {MAX_THREADS}")
 
 

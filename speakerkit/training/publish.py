@@ -7,9 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from speakerkit.bundle import Bundle, BundleConfig, write_bundle
+from speakerkit.embedding.distillation import PROJECTION
 from speakerkit.embedding.model import backbone_for, load_tensors
 from speakerkit.errors import BundleError
-from speakerkit.features import FrontEnd
 from speakerkit.training.checkpoint import average_states, list_checkpoints, load_checkpoint, save_checkpoint, step_of
 from speakerkit.training.experiment import EmbeddingExperiment, read_experiment, read_provenance
 
@@ -19,14 +19,17 @@ PREFIX = "backbone."
 AVERAGE = "average.pt"  # backbone and head, for fine-tuning
 
 
-def publish(exp_dir: Path, out: Path, *, last: int | None = None, best: bool = False) -> Bundle:
+def publish(
+    exp_dir: Path, out: Path, *, last: int | None = None, best: bool = False, ema: bool | None = None
+) -> Bundle:
     """Write the average of an experiment's newest checkpoints (``trainer.average`` of them, or ``last``) as a bundle.
 
     Args:
         best: take the checkpoint that was best in validation instead.
+        ema: take the moving averages of the weights that the checkpoints hold; by default where the run kept them.
 
     Raises:
-        BundleError: there are no checkpoints, or fewer than asked for.
+        BundleError: there are no checkpoints, fewer than asked for, or none with a moving average.
     """
     if not (exp_dir / "config.yaml").is_file():
         raise BundleError(exp_dir, "holds no config.yaml", "name the exp_dir of a training run")
@@ -41,26 +44,40 @@ def publish(exp_dir: Path, out: Path, *, last: int | None = None, best: bool = F
                 folder, f"holds {len(found)} checkpoints, not {last}", "raise trainer.average, or ask less"
             )
         paths = found[-(last or experiment.trainer.average) :]
-    averaged = average_states(paths)
+    ema = experiment.trainer.ema > 0 if ema is None else ema
+    averaged = average_states(paths, ema)
     missing = 0 if best or last else experiment.trainer.average - len(paths)
     _warn(exp_dir, experiment, found, missing)
-    save_checkpoint(folder / AVERAGE, {"model": averaged})
+    newest = load_checkpoint(paths[-1])
+    kept = {name: tensor for name, tensor in averaged.items() if not name.startswith(PROJECTION)}
+    save_checkpoint(folder / AVERAGE, {"model": kept, "fingerprint": newest.get("fingerprint")})
     tensors = {name.removeprefix(PREFIX): t for name, t in averaged.items() if name.startswith(PREFIX)}
     backbone = backbone_for(experiment.model, experiment.frontend)
     load_tensors(backbone, tensors, paths[-1])
+    published, arguments = backbone.published()
     config = BundleConfig(
-        model=experiment.model,
-        frontend=_with_minimum(experiment.frontend, backbone.min_frames),
+        model=replace(experiment.model, args={**experiment.model.args, **arguments}),
+        frontend=experiment.frontend.with_minimum(backbone.min_frames),
         embedding_size=backbone.embed_dim,
         provenance={
             "data": experiment.data.train,
             "seed": experiment.seed,
-            "steps": int(load_checkpoint(paths[-1])["step"]),
+            "steps": int(newest["step"]),
             "averaged": [path.name for path in paths],
+            "ema": ema,
+            **_teachers(experiment),
             **read_provenance(exp_dir),
         },
     )
-    return write_bundle(out, config, tensors)
+    return write_bundle(out, config, published.state_dict() if arguments else tensors)
+
+
+def _teachers(experiment: EmbeddingExperiment) -> dict[str, str]:
+    """The models that the training started from and learned from."""
+    started = {"init": experiment.init} if experiment.init else {}
+    if experiment.pretrained and not experiment.init:
+        started = {"pretrained": experiment.pretrained}
+    return {**started, "teacher": experiment.distillation.teacher} if experiment.distillation else started
 
 
 def _warn(exp_dir: Path, experiment: EmbeddingExperiment, found: list[Path], missing: int) -> None:
@@ -73,9 +90,3 @@ def _warn(exp_dir: Path, experiment: EmbeddingExperiment, found: list[Path], mis
         faults.append(f"training is at step {step_of(found[-1])} of {steps}")
     if faults:
         logger.warning("%s: %s", exp_dir, "; ".join(faults))
-
-
-def _with_minimum(frontend: FrontEnd, min_frames: int) -> FrontEnd:
-    """The front-end with a minimum duration that gives the backbone the frames it needs."""
-    needed = frontend.chunk_samples(min_frames) / frontend.sample_rate
-    return replace(frontend, min_duration=max(frontend.min_duration, needed))

@@ -31,13 +31,15 @@ from speakerkit.training.checkpoint import (
 )
 from speakerkit.training.config import OptimConfig, ScheduleConfig, TrainerConfig
 from speakerkit.training.distributed import World
+from speakerkit.training.ema import MovingAverage
 from speakerkit.training.log import RunLog
+from speakerkit.training.optimizer import build_optimizer, part_rates
 from speakerkit.training.schedules import learning_rate
 from speakerkit.training.task import Batch, Task
 
 WAITING_WARNING = 0.3  # share of time spent waiting for data
 IMPATIENCE = 2.0  # seconds after which a second signal to stop is meant: a terminal and a launcher may both send one
-SHAPING = ("steps", "precision", "accumulate", "grad_clip")  # the trainer's settings that the weights depend on
+SHAPING = ("steps", "precision", "accumulate", "grad_clip", "ema")  # the trainer's settings that the weights depend on
 
 
 @dataclass(frozen=True)
@@ -93,7 +95,10 @@ class Trainer:
         self._seed_step(-1, shared=True)
         memory_format = torch.channels_last if trainer.channels_last else torch.preserve_format
         self.model = task.build_model().to(world.device).to(memory_format=memory_format)  # type: ignore[call-overload]
-        self.optimizer = _build_optimizer(self.model, optim)
+        self.rates = part_rates(self.model, optim)
+        self.rates.freeze(self.model)
+        self.optimizer = build_optimizer(self.model, optim, self.rates)
+        self.ema = MovingAverage(self.model, trainer.ema) if trainer.ema else None
         self.scaler = torch.amp.GradScaler(world.device.type, enabled=trainer.precision == "fp16")
         effective = batch_size * world.size * trainer.accumulate
         self.lr_scale = effective / optim.reference_batch if optim.reference_batch else 1.0
@@ -135,6 +140,8 @@ class Trainer:
             self.model.load_state_dict(model_of(state, path))
             self.optimizer.load_state_dict(state["optimizer"])
             self.scaler.load_state_dict(state["scaler"])
+            if self.ema is not None:
+                self.ema.load_state_dict(state["ema"])
             self.task.load_state_dict(state["task"])
             self.step, self.best = int(state["step"]), float(state["best"])
             self.metrics, self.skipped = dict(state["metrics"]), int(state["skipped"])
@@ -201,12 +208,16 @@ class Trainer:
         return TrainingResult(self.step, self.config.steps, self.folder, self.metrics, stopped)
 
     def _announce(self, log: RunLog) -> None:
-        count = sum(parameter.numel() for parameter in self.model.parameters())
+        parameters = list(self.model.parameters())
+        count = sum(parameter.numel() for parameter in parameters)
+        trained = sum(parameter.numel() for parameter in parameters if parameter.requires_grad)
         log.message(
             f"device {self.world.device}, {self.world.size} rank(s), {self.config.precision}, {count / 1e6:.3f} M "
-            f"parameters, steps {self.step} to {self.config.steps}, peak lr {self.peak_lr:.4g} "
-            f"(scale rule: x {self.lr_scale:.4g})"
+            f"parameters ({trained / 1e6:.3f} M trained), steps {self.step} to {self.config.steps}, "
+            f"peak lr {self.peak_lr:.4g} (scale rule: x {self.lr_scale:.4g})"
         )
+        for line in self.rates.described(self.model):
+            log.message(line)
 
     def _loop(self, log: RunLog, last: int) -> bool:
         """Steps up to ``last``; whether a signal ended them before all were done."""
@@ -259,7 +270,7 @@ class Trainer:
     def _train_step(self, model: nn.Module, drawn: list[Batch]) -> tuple[dict[str, float] | None, list[str]]:
         """One optimiser step; ``None`` instead of metrics where a loss or gradient was not finite on any rank."""
         for group in self.optimizer.param_groups:
-            group["lr"] = self._lr(self.step)
+            group["lr"] = group["lr_factor"] * self._lr(self.step)
         running = [buffer.clone() for buffer in self.model.buffers()]  # batch-norm statistics before a possible NaN
         self.optimizer.zero_grad(set_to_none=True)
         metrics: dict[str, float] = {}
@@ -284,6 +295,8 @@ class Trainer:
             return None, self.world.gather([] if finite else keys)
         self.scaler.step(self.optimizer)
         self.scaler.update()
+        if self.ema is not None and math.isfinite(norm):  # fp16's overflows pass, but their step was not taken
+            self.ema.update()
         metrics["grad_norm"] = float(norm)
         return metrics, []
 
@@ -316,16 +329,26 @@ class Trainer:
                 if metrics:
                     self.metrics = metrics
                     log.numbers(self.step, metrics, "valid")
-                    if self.config.best_metric not in metrics:
+                    if self._best_metric() not in metrics:
                         log.message(f"trainer.best_metric is none of {', '.join(metrics)}", logging.WARNING)
                 self._save(validated=bool(metrics), planned=planned)
+
+    def _best_metric(self) -> str:
+        return self.config.best_metric or next(iter(self.metrics), "")
 
     def _due(self, every: int) -> bool:
         return every > 0 and self.step % every == 0
 
     def _validate(self) -> dict[str, float]:
-        """Loss and metrics averaged over the validation batches, and the task's own evaluation."""
+        """Validation of the weights that are published: the averaged ones where they are kept."""
         self.model.eval()
+        with self.ema.applied() if self.ema is not None else nullcontext():
+            metrics = self._validated()
+        self.rates.train_mode(self.model)
+        return metrics
+
+    def _validated(self) -> dict[str, float]:
+        """Loss and metrics averaged over the validation batches, and the task's own evaluation."""
         totals: dict[str, float] = {}
         count = 0
         with torch.no_grad():
@@ -338,7 +361,6 @@ class Trainer:
                     totals[name] = totals.get(name, 0.0) + weight * float(value)
             metrics = {f"valid_{name}": total / count for name, total in totals.items()}
             metrics.update(self.task.evaluate(self.model))
-        self.model.train()
         return metrics
 
     def _save(self, validated: bool, planned: bool) -> None:
@@ -347,7 +369,7 @@ class Trainer:
         broken = [name for name, tensor in self.model.state_dict().items() if not torch.isfinite(tensor).all()]
         if broken:
             raise TrainingError(str(self.exp_dir), f"{broken[0]} is not finite; nothing was saved", "lower optim.lr")
-        value = self.metrics.get(self.config.best_metric, math.nan)
+        value = self.metrics.get(self._best_metric(), math.nan)
         improved = validated and value < self.best  # never for NaN, where the metric is missing
         if improved:
             self.best = value
@@ -365,6 +387,7 @@ class Trainer:
                 "metrics": self.metrics,
                 "skipped": self.skipped,
                 "stopgap": not planned,
+                **({"ema": self.ema.state_dict()} if self.ema is not None else {}),
             },
         )
         if self._stopgap is not None and self._stopgap != path:
@@ -375,7 +398,7 @@ class Trainer:
         prune(self.folder, max(self.config.keep_last, self.config.average))
 
     def _wrapped(self) -> nn.Module:
-        self.model.train()
+        self.rates.train_mode(self.model)
         model: nn.Module = torch.compile(self.model) if self.config.compile else self.model  # type: ignore[assignment]
         if self.world.size == 1:
             return model
@@ -431,22 +454,6 @@ def _difference(theirs: Any, mine: Any) -> tuple[Any, Any]:
 def _brief(value: Any) -> str:
     text = str(value)
     return text if len(text) <= 60 else f"{text[:57]}..."
-
-
-def _build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    groups: list[dict[str, Any]] = [{"params": parameters}]
-    if not config.decay_norms:
-        groups = [
-            {"params": [parameter for parameter in parameters if parameter.ndim > 1]},
-            {"params": [parameter for parameter in parameters if parameter.ndim <= 1], "weight_decay": 0.0},
-        ]
-    if config.name == "sgd":
-        return torch.optim.SGD(
-            groups, config.lr, config.momentum, weight_decay=config.weight_decay, nesterov=config.momentum > 0
-        )
-    adam = torch.optim.Adam if config.name == "adam" else torch.optim.AdamW
-    return adam(groups, config.lr, config.betas, weight_decay=config.weight_decay)
 
 
 def _to_device(batch: Batch, device: torch.device) -> Batch:

@@ -10,15 +10,12 @@ import onnxruntime
 import pytest
 import torch
 
-from speakerkit.embedding import campplus
+from speakerkit.embedding import campplus, res2net
 from speakerkit.embedding.registry import Backbone, backbone_names
 from speakerkit.errors import BundleError
-from speakerkit.export.onnx import check_parity, export_onnx
-from tests.embedding.families import FAMILIES
-from tests.embedding.test_backbones import EMBED_DIM, FEAT_DIM, trained_a_little
-
-SHAPES = [(batch, frames) for frames in (200, 278, 1000, 6000) for batch in (1, 3)]
-
+from speakerkit.export.onnx import LENGTHS, check_parity, export_onnx
+from tests.embedding.families import FAMILIES, family_of
+from tests.embedding.test_backbones import EMBED_DIM, random_feats, trained_a_little
 
 class Mean(Backbone):
     """The smallest backbone: a mean over time and a linear layer."""
@@ -47,7 +44,7 @@ def export_lively(name: str, path: Path, **args: object) -> Backbone:
     assert [(row.batch, row.frames) for row in parity.rows] == [
         (1, backbone.min_frames),
         (3, backbone.min_frames),
-        *SHAPES,
+        *((batch, frames) for frames in LENGTHS[backbone.hears] for batch in (1, 3)),
     ]
     assert 0 < parity.max_abs_diff < 1e-4
     return backbone
@@ -59,6 +56,7 @@ SMALL = {name: args for family in FAMILIES.values() for name, args in family.exp
 @pytest.mark.parametrize("name", SMALL)
 def test_small_member_of_each_family(name, tmp_path, monkeypatch):
     monkeypatch.setattr(campplus, "BLOCKS", ((2, 1), (2, 2), (2, 2)))  # all 52 layers take half a minute to trace
+    monkeypatch.setattr(res2net, "NUM_BLOCKS", (1, 1, 1, 1))
     path = tmp_path / "model.onnx"
     backbone = export_lively(name, path, **SMALL[name])
     assert [file.name for file in tmp_path.iterdir()] == ["model.onnx"]  # one file, no external data, no leftovers
@@ -74,11 +72,11 @@ def test_small_member_of_each_family(name, tmp_path, monkeypatch):
     (feats,), (embs,) = session.get_inputs(), session.get_outputs()
     assert (feats.name, embs.name) == ("feats", "embs")
     assert all(isinstance(size, str) for size in feats.shape[:2])
-    assert feats.shape[2] == FEAT_DIM
+    assert feats.shape[2] == family_of(name).feat_dim
     assert isinstance(embs.shape[0], str)
     assert embs.shape[1] == EMBED_DIM
 
-    x = np.random.default_rng(5).normal(size=(2, 333, FEAT_DIM)).astype(np.float32)
+    x = random_feats(name, 2, 333).numpy()
     with torch.no_grad():
         expected = backbone(torch.from_numpy(x)).numpy()
     np.testing.assert_allclose(session.run(None, {"feats": x})[0], expected, atol=1e-4)

@@ -155,6 +155,15 @@ def _modelled(make: Callable[[Place], Path]) -> Arguments:
     return lambda p: ["embed", "-m", make(p), p.wav]
 
 
+def _tuned(place: Place, init: Path, data: Path | None = None) -> list[object]:
+    listing = data or place.file("raw.list", place.row("a") + place.row("b"))
+    return ["finetune", "--init", init, "--data", listing, "--out", place.folder / "exp"]
+
+
+def _taught(place: Place, teacher: Path, more: str = "") -> list[object]:
+    return ["train", place.experiment(distillation=f"{{teacher: '{teacher}'{more}}}")]
+
+
 def _object_array(sentinel: Path) -> bytes:
     import io
 
@@ -599,6 +608,71 @@ TRAININGS = (
         "store",
         "no readable LMDB",
     ),
+    Case(
+        "finetune: a pickle as weights",
+        lambda p: _tuned(p, p.bundle(weights=trap_pickle(p.sentinel), onnx=None)),
+        "model.safetensors",
+        "damaged",
+    ),
+    Case("finetune: a bundle of junk", lambda p: _tuned(p, p.bundle(config=JUNK)), "config.yaml", "cannot be read"),
+    Case("finetune: a junk list", lambda p: _tuned(p, p.model, p.file("r", JUNK)), "/r", "as text"),
+    Case("finetune: an empty list", lambda p: _tuned(p, p.model, p.file("r", "")), "/r", "names no utterances"),
+    Case(
+        "finetune: a command",
+        lambda p: _tuned(p, p.model, p.file("r", p.row("a", wav=f"touch {p.sentinel} |"))),
+        "/r",
+        "command",
+    ),
+    Case(
+        "finetune: junk trials",
+        lambda p: [*_tuned(p, p.model), "--trials", p.file("trials", "a b maybe\n")],
+        "trials",
+        "maybe",
+    ),
+    Case(
+        "finetune: a bomb as configuration",
+        lambda p: [*_tuned(p, p.model), "--config", p.file("c.yaml", YAML_BOMB)],
+        "c.yaml",
+        "more than 100000",
+    ),
+    Case(
+        "finetune: another embedding size",
+        lambda p: [*_tuned(p, p.model), "--set", "model.args.embed_dim=32"],
+        "model.args",
+        "embeddings of 32, .* has 16",
+    ),
+    Case(
+        "finetune: a part that is not there",
+        lambda p: [*_tuned(p, p.model), "--freeze", "backbone.layer9"],
+        "optim.lr_factors",
+        "backbone.layer9",
+    ),
+    Case(
+        "train: an unmatched part",
+        lambda p: ["train", p.experiment(optim="{lr_factors: {bakbone: 0.1}}")],
+        "optim.lr_factors",
+        "bakbone.*did you mean 'backbone'",
+    ),
+    Case(
+        "train: an average that forgets nothing",
+        lambda p: ["train", p.experiment(), "--set", "trainer.ema=1"],
+        "ema",
+        "below 1",
+    ),
+    Case(
+        "train: a pickle as teacher",
+        lambda p: _taught(p, p.file("t.pt", trap_pickle(p.sentinel))),
+        "t.pt",
+        "refused",
+    ),
+    Case("train: a junk teacher", lambda p: _taught(p, p.file("t.pt", JUNK)), "t.pt", "refused|damaged"),
+    Case("train: no teacher", lambda p: _taught(p, p.folder / "none"), "none", "no such model folder"),
+    Case(
+        "train: a teacher without classes",
+        lambda p: _taught(p, p.model, ", label_weight: 1"),
+        "distillation.teacher",
+        "has no classes",
+    ),
     Case("train: an LMDB without keys", lambda p: ["train", p.noise(p.lmdb(a=b"x"))], "store", "__keys__"),
 )
 
@@ -648,8 +722,53 @@ def _embedded(place: Place, note: bytes) -> Path:
     return out
 
 
+def _verified(manifest: str | bytes) -> Arguments:
+    return lambda p: ["models", "verify", p.file("fetched/fetched.json", manifest).parent]
+
+
+PUBLIC_MODELS = (
+    Case("models: a name nearly right", lambda p: ["models", "show", "resnet34.voxcelb"], "voxcelb", "did you mean"),
+    Case("models: a path for a name", lambda p: ["models", "fetch", "../../etc"], "../../etc", "is not known"),
+    Case("models: a name that is markup", lambda p: ["models", "show", "a\n\x1b[31mb"], "x1b", "is not known"),
+    Case("models: one that was not fetched", _modelled(lambda p: Path("english")), "resnet221", "has not been fetched"),
+    Case("models: nothing to verify", lambda p: ["models", "verify", p.folder], "work", "no fetched.json"),
+    Case("models: manifest of junk", _verified(JUNK), "fetched.json", "is damaged"),
+    Case("models: manifest nested", _verified(DEEP), "fetched.json", "is damaged"),
+    Case("models: manifest of nothing", _verified("{}"), "fetched.json", "is damaged"),
+    Case(
+        "models: manifest that leaves its folder",
+        _verified('{"name": "a", "files": [{"name": "../good.wav", "sha256": "0"}]}'),
+        "fetched.json",
+        "is damaged",
+    ),
+    Case(
+        "models: manifest with an absolute name",
+        _verified('{"name": "a", "files": [{"name": "/etc/passwd", "sha256": "0"}]}'),
+        "fetched.json",
+        "is damaged",
+    ),
+    Case(
+        "models: a mirror that is a file",
+        lambda p: ["models", "fetch", "english", "--out", p.folder / "m", "--mirror", "file:///etc"],
+        "--mirror",
+        "http:// or https://",
+    ),
+    Case(
+        "models: onto something else",
+        lambda p: ["models", "fetch", "english", "--out", p.file("precious/notes.txt", "x").parent],
+        "precious",
+        "was not made by",
+    ),
+    Case(
+        "models: onto a file", lambda p: ["models", "fetch", "english", "--out", p.wav], "good.wav", "was not made by"
+    ),
+)
+
+
 @pytest.fixture
-def place(tmp_path: Path, small_bundle: Path) -> Place:
+def place(tmp_path: Path, small_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> Place:
+    monkeypatch.setenv("SPEAKERKIT_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("SPEAKERKIT_OFFLINE", "1")
     folder = tmp_path / "work"
     folder.mkdir()
     wav = tmp_path / "good.wav"
@@ -658,7 +777,9 @@ def place(tmp_path: Path, small_bundle: Path) -> Place:
 
 
 @pytest.mark.timeout(60)
-@pytest.mark.parametrize("case", [*LISTS, *SCORING, *MODELS, *TRAININGS, *USAGE], ids=lambda case: case.name)
+@pytest.mark.parametrize(
+    "case", [*LISTS, *SCORING, *MODELS, *TRAININGS, *USAGE, *PUBLIC_MODELS], ids=lambda case: case.name
+)
 def test_bad_file_is_refused(case: Case, place: Place) -> None:
     if "cuda" in case.names:
         _skip_with_cuda()

@@ -14,6 +14,7 @@ import soundfile
 from speakerkit.embedding.registry import backbone_names
 from speakerkit.training.experiment import read_experiment
 from tests.conftest import REPOSITORY, speech_like
+from tests.embedding.families import FAMILIES
 
 RECIPE = REPOSITORY / "examples" / "voxceleb"
 CONFIGS = sorted((RECIPE / "conf").glob("*.yaml"))
@@ -35,12 +36,21 @@ def test_each_configuration_is_valid(config: Path) -> None:
     assert experiment.schedule.warmup_steps < experiment.trainer.steps
 
 
-def test_each_backbone_has_a_configuration_and_a_fine_tuning_one() -> None:
+@pytest.mark.parametrize("file", FAMILIES)
+def test_each_model_file_has_a_configuration(file: str) -> None:
     named = {read_experiment(config, PATHS).model.name for config in CONFIGS}
-    without = {"ECAPA_TDNN_c512", "ECAPA_TDNN_c1024"}  # the published recipes use global context
-    assert named == set(backbone_names()) - without
-    stems = {config.stem for config in CONFIGS} - {"mini"}
-    assert {f"{stem}_lm" for stem in stems if not stem.endswith("_lm")} == {s for s in stems if s.endswith("_lm")}
+    assert named & set(FAMILIES[file].names)
+
+
+def test_each_fine_tuning_configuration_has_its_base() -> None:
+    tuned = [config for config in CONFIGS if config.stem.endswith("_lm")]
+    assert tuned
+    for config in tuned:
+        base = read_experiment(config.with_stem(config.stem.removesuffix("_lm")), PATHS)
+        tuning = read_experiment(config, PATHS)
+        assert (tuning.model, tuning.frontend) == (base.model, base.frontend)
+        assert tuning.margin.initial > base.margin.final
+        assert tuning.data.chunk_frames > base.data.chunk_frames
 
 
 def test_published_settings() -> None:

@@ -65,9 +65,11 @@ def test_two_ranks_equal_one_process_with_the_doubled_batch(tmp_path: Path) -> N
         torch.load(tmp_path / name, weights_only=True) for name in ("two/rank0.pt", "two/rank1.pt", "one/rank0.pt")
     )
     assert identical(first["model"], second["model"])
+    assert identical(first["ema"], second["ema"])
     assert sorted(first["drawn"] + second["drawn"]) == alone["drawn"] == list(range(32))
     assert not set(first["drawn"]) & set(second["drawn"])
     torch.testing.assert_close(first["model"], alone["model"], rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(first["ema"]["model"], alone["ema"]["model"], rtol=1e-5, atol=1e-6)
     shown = [re.findall(r"train \d/2  loss (\S+)  grad_norm (\S+)", log_of(tmp_path / run)) for run in ("two", "one")]
     for two, one in zip(*shown, strict=True):
         assert [float(value) for value in two] == pytest.approx([float(value) for value in one], rel=1e-3)
@@ -107,6 +109,26 @@ def test_two_ranks_resume_bit_for_bit(experiment: Experiment, tmp_path: Path) ->
             done, _ = run("-m", "speakerkit", "train", config, "--nproc", "2", *words)
             assert done.returncode == 0, done.stderr
     assert identical(last_state(tmp_path / "whole"), last_state(tmp_path / "parts"))
+
+
+@pytest.mark.slow
+def test_two_ranks_that_distil_have_the_same_weights(
+    experiment: Experiment, torch_bundle: Path, tmp_path: Path
+) -> None:
+    """With a projection, an average, and a frozen part; each rank has its own teacher and its own batches."""
+    config = experiment(
+        distillation={"teacher": str(torch_bundle), "embedding": "mse"},
+        model={"args": {"channels": 16, "joined": 24, "embed_dim": 12}},
+        trainer={"ema": 0.9},
+        optim={"lr_factors": {"backbone.layer1": 0.0}},
+    )
+    words = ("-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "tests.training.ranked", config, tmp_path)
+    done, _ = run(*words)
+    assert done.returncode == 0, done.stderr
+    first, second = (torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in range(2))
+    assert first["model"]["projection.weight"].shape == (16, 12)
+    assert identical(first, second)
+    assert last_state(tmp_path / "exp")["task"]["position"] == 48
 
 
 @pytest.mark.slow

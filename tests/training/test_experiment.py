@@ -22,7 +22,7 @@ import yaml
 from speakerkit.cli.main import main
 from speakerkit.config import read_yaml
 from speakerkit.data.lists import Utterance, read_utterance_list, write_utterance_list
-from speakerkit.embedding.task import EmbeddingTask
+from speakerkit.embedding.task import EmbeddingTask, whole_features
 from speakerkit.errors import ConfigError, DataError, TrainingError
 from speakerkit.features import features
 from speakerkit.training.checkpoint import list_checkpoints, load_checkpoint
@@ -456,4 +456,6 @@ def test_trials_hear_the_speech_segments_only(experiment: Experiment, corpus: Pa
     task = EmbeddingTask(read_experiment(experiment(data={"valid": str(tmp_path / "vad.list")})))
     samples, rate = soundfile.read(entries[0].wav, dtype="float32")
     speech = np.concatenate([samples[round(start * rate) : round(end * rate)] for start, end in spans])
-    np.testing.assert_allclose(task._whole(task.valid[0]), features(speech, task.config.frontend), atol=1e-5)
+    np.testing.assert_allclose(
+        whole_features(task.valid[0], task.config.frontend), features(speech, task.config.frontend), atol=1e-5
+    )

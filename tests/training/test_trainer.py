@@ -129,7 +129,8 @@ def test_resuming_refuses_what_does_not_belong(tmp_path: Path) -> None:
         toy_trainer(tmp_path / "a", task).resume()
     with pytest.raises(TrainingError, match=r"another optim \({'name': 'sgd'} there, {'name': 'adam'} here\)"):
         toy_trainer(tmp_path / "a", optim=OptimConfig("adam", lr=0.02)).resume()
-    save_checkpoint(tmp_path / "part.pt", {"fingerprint": last_state(tmp_path / "a")["fingerprint"], "model": {}})
+    part = {"fingerprint": last_state(tmp_path / "a")["fingerprint"], "model": {"0.weight": torch.zeros(4, 5)}}
+    save_checkpoint(tmp_path / "part.pt", part)
     with pytest.raises(TrainingError, match="does not fit this run"):
         toy_trainer(tmp_path / "a").resume(str(tmp_path / "part.pt"))
     with pytest.raises(TrainingError, match="is older than"):

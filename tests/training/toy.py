@@ -94,14 +94,16 @@ def toy_trainer(
 
 
 def main() -> None:
-    """Train without noise or normalisation for two steps, and leave each rank's weights."""
+    """Train without noise or normalisation for two steps, and leave each rank's weights and their moving average."""
     folder, batch_size = Path(sys.argv[1]), int(sys.argv[2])
     with ranks("cpu") as world:
         task = ToyTask(batch_size, norm=False)
         task.loss = lambda model, batch: (F.mse_loss(model(batch["inputs"]), batch["labels"]), {})  # type: ignore[method-assign]
-        trainer = toy_trainer(folder, task, world, steps=2, accumulate=2, log_every=1)
+        trainer = toy_trainer(folder, task, world, steps=2, accumulate=2, log_every=1, ema=0.9)
         trainer.fit()
-        torch.save({"model": trainer.model.state_dict(), "drawn": task.drawn}, folder / f"rank{world.rank}.pt")
+        assert trainer.ema is not None
+        state = {"model": trainer.model.state_dict(), "ema": trainer.ema.state_dict(), "drawn": task.drawn}
+        torch.save(state, folder / f"rank{world.rank}.pt")
 
 
 if __name__ == "__main__":

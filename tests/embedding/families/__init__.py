@@ -10,6 +10,8 @@ from torch import nn
 
 from speakerkit.embedding.registry import MODEL_FILES
 
+FEAT_DIM = 24  # mel bands of the features that tests give to the backbones
+
 
 @dataclass(frozen=True)
 class Family:
@@ -28,6 +30,8 @@ class Family:
         damp: makes a residual block's branch small, as after training; called with every module.
         pooled: whether ``backbone.pool`` is a :class:`speakerkit.nn.pooling.Pooling`.
         poolings: a small name of which every pooling is tried through ``pooling_func``; ``None`` where it is fixed.
+        feat_dim: values in a row of features.
+        rows: rows of features in a frame of 10 ms; as many as samples where each is a row.
     """
 
     names: tuple[str, ...]
@@ -41,6 +45,8 @@ class Family:
     damp: Callable[[nn.Module], None] | None = None
     pooled: bool = True
     poolings: str | None = None
+    feat_dim: int = FEAT_DIM
+    rows: int = 1
 
 
 FAMILIES: dict[str, Family] = {

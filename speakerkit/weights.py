@@ -1,0 +1,80 @@
+"""Reading torch checkpoints, our own and published ones, without running what they hold; torch is loaded on use."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from speakerkit.errors import BundleError, MissingExtraError, first_line
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+def load_checkpoint(path: str | Path) -> dict[str, Any]:
+    """Read a checkpoint on the CPU, refusing anything that would run code.
+
+    Raises:
+        BundleError: missing, damaged, or holding more than tensors and plain values.
+        MissingExtraError: torch is not installed.
+    """
+    if not Path(path).is_file():
+        raise BundleError(path, "no such checkpoint", "check the path")
+    try:
+        import torch
+    except ImportError:
+        raise MissingExtraError(f"{path}: reading a checkpoint", "train") from None
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        reason = first_line(error)
+        raise BundleError(
+            path, f"is refused: it holds more than tensors, or is damaged ({reason})", "use a file you trust"
+        ) from None
+    except (RuntimeError, EOFError, OSError, ValueError, LookupError, AttributeError, TypeError) as error:
+        reason = first_line(error)
+        raise BundleError(path, f"is damaged ({reason})", "use an older checkpoint") from None
+    if not isinstance(state, dict):
+        raise BundleError(path, "holds no state dictionary", "check that it is a checkpoint")
+    return state
+
+
+def model_of(state: dict[str, Any], path: str | Path) -> dict[str, Tensor]:
+    """The model's tensors in a checkpoint of a training run.
+
+    Raises:
+        BundleError: it holds none.
+    """
+    model: Any = state.get("model")
+    if not _is_state(model):
+        raise BundleError(path, "is no checkpoint of a training run", "name one of EXP_DIR/checkpoints")
+    return model
+
+
+def published_tensors(path: str | Path) -> dict[str, Tensor]:
+    """The tensors of a checkpoint as toolkits publish them.
+
+    They stand bare, or under ``state_dict`` or ``model``; their names may begin with the ``module.`` of a parallel
+    training. Averaging makes floats of the counters ``num_batches_tracked``; they become integers again.
+
+    Raises:
+        BundleError: as :func:`load_checkpoint`, or no tensors in any of these places.
+    """
+    state = load_checkpoint(path)
+    inner = next((state[name] for name in ("state_dict", "model") if isinstance(state.get(name), dict)), state)
+    if not _is_state(inner):
+        raise BundleError(path, "holds no tensors by name", "give a file with the model's state dictionary")
+    if all(name.startswith("module.") for name in inner):
+        inner = {name.removeprefix("module."): tensor for name, tensor in inner.items()}
+    return {name: tensor.long() if name.endswith("num_batches_tracked") else tensor for name, tensor in inner.items()}
+
+
+def _is_state(value: Any) -> bool:
+    from torch import Tensor
+
+    return (
+        isinstance(value, dict)
+        and len(value) > 0
+        and all(isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in value.items())
+    )
