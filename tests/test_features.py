@@ -9,6 +9,7 @@ import kaldi_native_fbank as knf
 import numpy as np
 import pytest
 import torch
+import torchaudio
 import torchaudio.compliance.kaldi as kaldi
 
 from speakerkit.audio import load_audio
@@ -83,6 +84,53 @@ def test_fbank_on_real_speech(real_data: Path) -> None:
     np.testing.assert_allclose(ours.mean(axis=0), 0.0, atol=1e-4)
 
 
+@pytest.mark.parametrize("window", ["hamming", "hanning"])
+def test_torchaudio_filterbank(window: str) -> None:
+    frontend = FrontEnd(filterbank="torchaudio", num_mels=72, high_freq=7600, scale="unit", window=window)
+    samples = speech_like(1.37)
+    emphasised = torch.from_numpy(np.append(samples[:1] - 0.97 * samples[1:2], samples[1:] - 0.97 * samples[:-1]))
+    window_fn = {"hamming": torch.hamming_window, "hanning": torch.hann_window}[window]
+    spectrogram = torchaudio.transforms.MelSpectrogram(
+        16000, n_fft=512, win_length=400, hop_length=160, f_min=20, f_max=7600, n_mels=72, window_fn=window_fn
+    ).double()
+    expected = (spectrogram(emphasised.double()) + 1e-6).log().T.numpy()
+    ours = fbank(samples, frontend)
+    module = Fbank(replace(frontend, mean_norm=False)).eval()(torch.from_numpy(samples)[None])[0].numpy()
+    assert ours.shape == (frontend.num_frames(len(samples)), 72)
+    np.testing.assert_allclose(ours, expected, atol=1e-3)
+    np.testing.assert_allclose(module, expected, atol=1e-3)
+
+
+def test_speechbrain_filterbank() -> None:
+    """Against SpeechBrain 1.1.2, ``Fbank(n_mels=80)``, on a signal that falls under the 80 dB that are kept."""
+    frontend = FrontEnd(filterbank="speechbrain", preemphasis=0.0, low_freq=0.0, scale="unit", mean_norm=False)
+    samples = speech_like(0.5, seed=3)
+    samples[4000:] *= np.float32(1e-5)
+    golden = [
+        [-6.980, 6.235, -3.952, -9.004],
+        [1.779, 17.479, -0.647, -4.662],
+        [-0.574, 6.156, -10.615, -10.765],
+        [3.472, 5.459, -10.105, -13.074],
+        [-24.412, -16.254, -36.622, -30.920],
+        [-61.237, -61.237, -61.237, -61.237],
+    ]
+    both = torch.from_numpy(np.stack([samples, 0.1 * samples]))
+    for feats in (fbank(samples, frontend), Fbank(frontend).eval()(both)[0].numpy()):
+        assert feats.shape == (51, 80) == (frontend.num_frames(len(samples)), 80)
+        np.testing.assert_allclose(feats[np.ix_([0, 1, 10, 25, 26, 50], [0, 7, 40, 79])], golden, atol=2e-3)
+        assert feats.max() - feats.min() == pytest.approx(80)
+        assert (feats <= feats.max() - 80 + 1e-4).sum() == 1920
+        assert feats.mean(dtype=np.float64) == pytest.approx(-29.856522, abs=1e-4)
+
+
+def test_chunks_of_centred_frames() -> None:
+    frontend = FrontEnd(filterbank="torchaudio", high_freq=7600)
+    assert [frontend.num_frames(frontend.chunk_samples(count)) for count in (4, 9, 200)] == [4, 9, 200]
+    assert frontend.num_frames(frontend.chunk_samples(1)) == 3  # no window is left half empty at both ends
+    with pytest.raises(AudioError, match="less than one window"):
+        fbank(np.zeros(399, dtype=np.float32), frontend)
+
+
 def test_chunk_samples_give_exactly_the_frames() -> None:
     frontend = FrontEnd()
     assert frontend.chunk_samples(200) == 32240  # 200 frames, as WeSpeaker cuts them
@@ -100,7 +148,9 @@ def test_digital_silence_is_finite() -> None:
 
 
 @pytest.mark.parametrize(
-    "change", [{"window": "blackman"}, {"scale": "int8"}, {"num_mels": 0}, {"low_freq": 9000.0}], ids=str
+    "change",
+    [{"window": "blackman"}, {"scale": "int8"}, {"num_mels": 0}, {"low_freq": 9000.0}, {"filterbank": "librosa"}],
+    ids=str,
 )
 def test_impossible_front_ends_are_refused(change: dict) -> None:
     with pytest.raises(ConfigError):
