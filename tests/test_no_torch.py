@@ -60,6 +60,8 @@ def test_core_works(write_wav: Callable[..., Path], onnx_bundle: Path, tmp_path:
             ["doctor", "--json"],
             ["data", "augmentations"],
             ["data", "check", folder],
+            ["import", f"{model}/model.onnx", f"{folder}/imported"],
+            ["embed", "-m", f"{folder}/imported", one],
         ):
             ran = run(*command)
             assert ran.code == 0 or command[:2] == ["data", "check"], (command, ran)
@@ -80,6 +82,10 @@ def test_what_needs_an_extra_names_it(
     (tmp_path / "c.yaml").write_text("exp_dir: x\n")
     (tmp_path / "scores").write_text("a b 0.9 target\na c 0.1 nontarget\n")
     (tmp_path / "wav.scp").write_text(f"a {wav}\n")
+    (tmp_path / "a.pt").touch()
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / "theirs" / "avg_model.pt").touch()
+    (tmp_path / "theirs" / "config.yaml").write_text("model: ResNet18\nmodel_args: {feat_dim: 80, embed_dim: 8}\n")
     code = """
         from tests.command import speakerkit as run
         with_torch, with_onnx, wav, folder = sys.argv[1:]
@@ -89,6 +95,8 @@ def test_what_needs_an_extra_names_it(
             ("train", ["export", with_torch]),
             ("train", ["finetune", "--init", with_torch, "--data", folder]),
             ("train", ["average", folder]),
+            ("train", ["import", f"{folder}/a.pt", f"{folder}/out"]),
+            ("train", ["embed", "-m", f"{folder}/theirs", wav]),
             ("train", ["data", "lmdb", f"{folder}/wav.scp", f"{folder}/store"]),
             ("train", ["metrics", f"{folder}/scores", "--det", f"{folder}/det.png"]),
             ("train", ["data", "demo", f"{folder}/demo", "--speakers", "1"]),

@@ -19,11 +19,12 @@ class ReflectConv1d(nn.Conv1d):
     """A convolution whose input is mirrored at its ends, over and over where it is shorter than the padding."""
 
     def forward(self, x: Tensor) -> Tensor:
-        pad, frames = int(self.padding[0]), x.shape[-1]
+        pad = int(self.padding[0])
         if pad:
-            steps = torch.arange(1, pad + 1, device=x.device) % torch.sym_max(2 * (frames - 1), 1)
-            inner = torch.minimum(steps, 2 * (frames - 1) - steps)  # how far from the end a mirrored frame is
-            x = torch.cat((x[..., inner.flip(0)], x, x[..., frames - 1 - inner]), dim=-1)
+            last = torch.arange(x.shape[-1], device=x.device)[-1]  # a tensor: ONNX takes no remainder by a size
+            steps = torch.arange(1, pad + 1, device=x.device) % (2 * last).clamp(min=1)
+            inner = torch.minimum(steps, 2 * last - steps)  # how far from the end a mirrored frame is
+            x = torch.cat((x[..., inner.flip(0)], x, x[..., last - inner]), dim=-1)
         return F.conv1d(x, self.weight, self.bias, self.stride, 0, self.dilation, self.groups)
 
 

@@ -97,9 +97,7 @@ class MHFA(SSLHead):
         compression: width of compressed keys and values.
     """
 
-    def __init__(
-        self, dim: int, num_states: int, embed_dim: int, heads: int = 64, compression: int = 128
-    ) -> None:
+    def __init__(self, dim: int, num_states: int, embed_dim: int, heads: int = 64, compression: int = 128) -> None:
         super().__init__(dim, num_states, embed_dim)
         self.key_layers = LayerSum(num_states)
         self.key = nn.Linear(dim, compression)
@@ -108,7 +106,10 @@ class MHFA(SSLHead):
         self.linear = nn.Linear(heads * compression, embed_dim)
 
     def forward(self, states: list[Tensor]) -> Tensor:
-        keys, values = self.key(self.key_layers(states)), self.value(self.layers(states))  # (batch, frames, compression)
+        keys, values = (
+            self.key(self.key_layers(states)),
+            self.value(self.layers(states)),
+        )  # (batch, frames, compression)
         alpha = self.attention(keys).softmax(dim=1)  # (batch, frames, heads)
         return self.linear((alpha.transpose(1, 2) @ values).flatten(1))
 
@@ -186,7 +187,7 @@ class SSLBackbone(Backbone):
 
     def frame_features(self, feats: Tensor) -> Tensor:
         """(B, samples, 1) to the sum of the layers (that of the values in "mhfa"), (B, T', D), a frame every 20 ms."""
-        return self.head.layers(self.ssl(feats.squeeze(2)))  # type: ignore[operator]
+        return self.head.layers(self.ssl(feats.squeeze(2)))
 
     def deployed(self) -> SSLBackbone:
         """A copy with the low-rank updates merged into the weights; its state dictionary fits ``lora_rank=0``."""
@@ -293,7 +294,18 @@ def ssl(
         dropout: everywhere in training.
     """
     build = partial(
-        *(_sized, family, dim, layers, heads, ff_dim, conv_dim, conv_bias, norm_first, pos_kernel, pos_groups, dropout)
+        _sized,
+        family=family,
+        dim=dim,
+        layers=layers,
+        heads=heads,
+        ff_dim=ff_dim,
+        conv_dim=conv_dim,
+        conv_bias=conv_bias,
+        norm_first=norm_first,
+        pos_kernel=pos_kernel,
+        pos_groups=pos_groups,
+        dropout=dropout,
     )
     return SSLBackbone(
         build, feat_dim, embed_dim, head, head_args, frozen, layer_drop, lora_rank, lora_alpha, adapter_dim

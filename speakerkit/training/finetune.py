@@ -21,6 +21,7 @@ from speakerkit.errors import ConfigError, DataError
 from speakerkit.files import write_json
 from speakerkit.nn.device import usable_device
 from speakerkit.training.experiment import EmbeddingExperiment, run_experiment
+from speakerkit.training.optimizer import part_rates
 from speakerkit.training.publish import publish
 from speakerkit.verification.trials import Trials, read_trials
 
@@ -190,6 +191,7 @@ def _before(plan: FineTuning) -> tuple[list[str], float | None]:
     """What becomes of the bundle's tensors, and its error rate."""
     task = EmbeddingTask(plan.experiment)
     model = task.build_model()
+    part_rates(model, plan.experiment.optim).freeze(model)  # says now what the trainer would say after the measurement
     return task.inheritance.to_lines() if task.inheritance else [], plan.eer(model.backbone)
 
 

@@ -1,8 +1,8 @@
 """Published layouts, their tensors from a formula, imported and compared with what their own code makes of them.
 
 The golden embeddings are of SpeechBrain 1.1.2 (its Fbank, sentence norm and ECAPA_TDNN), of modelscope 1.40.2
-(3D-Speaker's models on torchaudio's Kaldi filterbank), and of a module typed after TaoRuijie's ``model.py``, each given the
-tensors of :func:`formula` and ``speech_like(1.3, seed=5)``.
+(3D-Speaker's models on torchaudio's Kaldi filterbank), and of a module typed after TaoRuijie's ``model.py``, each given
+the tensors of :func:`formula` and ``speech_like(1.3, seed=5)``.
 """
 
 from __future__ import annotations
@@ -252,16 +252,15 @@ def test_every_tensor_counts(layout: Layout, tmp_path: Path) -> None:
     """A tensor that is missing or unknown is an error that names it, as it is called there or with us."""
 
     def lacks(state: Tensors) -> None:
-        del state[
-            next(name for name in reversed(state) if name.endswith(("weight", "running_var")) and "fbank" not in name)
-        ]
+        last = next(name for name in reversed(layout.shapes()) if name.endswith("weight") and "loss" not in name)
+        del state[last]
 
-    with pytest.raises(BundleError, match=r"Missing key.*(weight|running_var)|lacks the tensor .*weight"):
+    with pytest.raises(BundleError, match=r"Missing key.*weight|lacks the tensor .*weight"):
         imported(layout, tmp_path, lacks)
     assert not (tmp_path / "ours").exists()
     prefix = "speaker_encoder." if layout.kind == "taoruijie" else ""
     torch.save({**filled(layout.shapes()), f"{prefix}surprise": torch.zeros(1)}, tmp_path / "theirs" / layout.file)
-    with pytest.raises(BundleError, match="Unexpected key.*surprise"):
+    with pytest.raises(BundleError, match=r"Unexpected key.*surprise"):
         import_model(tmp_path / "theirs" / layout.file, tmp_path / "ours", kind=layout.kind)
     assert not (tmp_path / "ours").exists()
 
@@ -292,7 +291,7 @@ def test_mirrored_ends() -> None:
         ("n_mels: !ref <n_mels>", "n_mels: 80\n    hop_size: 3", "hop_size, which is not known"),
         ("n_mels: !ref <n_mels>", "n_mels: 80\n    win_length: 20", "windows of 320 samples"),
         ("n_mels: !ref <n_mels>", "n_mels: many", "num_mels is 'many'"),
-        ("n_mels: 80", "n_mels: 40", "frontend.num_mels"),
+        ("n_mels: 80", "n_mels: 40", r"size mismatch for layer1\.conv\.weight"),
         ("lin_neurons: 6", "lin_neurons: 6\n    activation: !name:torch.nn.LeakyReLU", "embedding_model.activation"),
         ("n_mels: 80", "n_mels: !!python/object/apply:os.getcwd []", "YAML"),
     ],
@@ -429,7 +428,7 @@ def test_pickles_are_never_run(kind: str | None, protocol: int, tmp_path: Path) 
         (source / name).write_bytes(trap_pickle(tmp_path / "ran", protocol))
     names = {"wespeaker": "avg_model.pt", "onnx": "model.onnx", None: "avg_model.pt"}
     for path in {source / names.get(kind, "embedding_model.ckpt"), source}:
-        with pytest.raises(BundleError, match="refused|damaged|cannot be loaded|is no ONNX file"):
+        with pytest.raises(BundleError, match=r"refused|damaged|cannot be loaded|is no ONNX file"):
             import_model(path, tmp_path / "ours", kind=kind)
     assert not (tmp_path / "ran").exists()
     assert not (tmp_path / "ours").exists()
@@ -452,7 +451,7 @@ def test_a_pickle_inside_a_torch_file_is_never_run(tmp_path: Path) -> None:
 def test_truncated_checkpoints(kept: int, tmp_path: Path) -> None:
     source = CAMPPLUS.write(tmp_path)
     source.write_bytes(source.read_bytes()[:kept])
-    with pytest.raises(BundleError, match="damaged|refused"):
+    with pytest.raises(BundleError, match=r"damaged|refused"):
         import_model(source, tmp_path / "ours")
 
 

@@ -17,6 +17,7 @@ from speakerkit.export.onnx import LENGTHS, check_parity, export_onnx
 from tests.embedding.families import FAMILIES, family_of
 from tests.embedding.test_backbones import EMBED_DIM, random_feats, trained_a_little
 
+
 class Mean(Backbone):
     """The smallest backbone: a mean over time and a linear layer."""
 

@@ -72,6 +72,13 @@ class Place:
         assert old in text
         return self.bundle(config=text.replace(old, new))
 
+    def wespeaker(self, checkpoint: bytes, **changed: object) -> Path:
+        """A folder of WeSpeaker with this as its checkpoint."""
+        args = {"feat_dim": 80, "embed_dim": 8}
+        values = {"model": "ResNet18", "model_args": args, "exp_dir": "x", **changed}
+        self.file("theirs/config.yaml", json.dumps(values))
+        return self.file("theirs/avg_model.pt", checkpoint).parent
+
     def experiment(self, train: Path | None = None, **changed: str) -> Path:
         """An experiment on ``train``, with lines of its configuration replaced or added."""
         listing = train or self.file("raw.list", self.row("a") + self.row("b"))
@@ -162,6 +169,22 @@ def _tuned(place: Place, init: Path, data: Path | None = None) -> list[object]:
 
 def _taught(place: Place, teacher: Path, more: str = "") -> list[object]:
     return ["train", place.experiment(distillation=f"{{teacher: '{teacher}'{more}}}")]
+
+
+def _imported(make: Callable[[Place], Path]) -> Arguments:
+    return lambda p: ["import", make(p), p.folder / "scores"]
+
+
+def speechbrain_like() -> bytes:
+    """A checkpoint with the tensors that sizes are read off."""
+    import io
+
+    import torch
+
+    names = ("blocks.0.conv.conv.weight", "fc.conv.weight", "mfa.conv.conv.weight", "asp.conv.conv.weight")
+    stream = io.BytesIO()
+    torch.save({name: torch.zeros(8, 8, 1) for name in names}, stream)
+    return stream.getvalue()
 
 
 def _object_array(sentinel: Path) -> bytes:
@@ -374,7 +397,7 @@ SCORING = (
 
 MODELS = (
     Case("model: missing", _modelled(lambda p: p.folder / "none"), "none", "no such model folder"),
-    Case("model: a file", _modelled(lambda p: p.wav), "good.wav", "no such model folder"),
+    Case("model: a file", _modelled(lambda p: p.wav), "good.wav", "is a file, not a model folder"),
     Case("model: an empty folder", _modelled(lambda p: p.folder), "work", "config.yaml"),
     Case("model: junk config", _modelled(lambda p: p.bundle(config=JUNK)), "config.yaml", "cannot be read"),
     Case(
@@ -489,6 +512,75 @@ MODELS = (
         lambda p: ["export", p.configured("channels: 32", "channels: 40")],
         "bundle",
         "size mismatch",
+    ),
+    Case(
+        "model: WeSpeaker's, a pickle",
+        _modelled(lambda p: p.wespeaker(trap_pickle(p.sentinel))),
+        "avg_model.pt",
+        "refused",
+    ),
+    Case("model: WeSpeaker's, empty", _modelled(lambda p: p.wespeaker(b"")), "avg_model.pt", "damaged"),
+    Case(
+        "model: WeSpeaker's, a wrong argument",
+        _modelled(lambda p: p.wespeaker(JUNK, model_args={"feat_dim": 80, "embed_dim": 8, "depht": 3})),
+        "config.yaml",
+        "no argument 'depht'",
+    ),
+    Case(
+        "model: WeSpeaker's, an unknown model",
+        _modelled(lambda p: p.wespeaker(JUNK, model="ResNet43")),
+        "config.yaml",
+        "did you mean 'ResNet34'",
+    ),
+    Case(
+        "model: WeSpeaker's, a front-end that is not read",
+        _modelled(lambda p: p.wespeaker(JUNK, dataset_args={"frontend": "s3prl"})),
+        "config.yaml",
+        "'s3prl'",
+    ),
+    Case(
+        "model: a config that is a list", _modelled(lambda p: p.bundle(config="- a\n")), "config.yaml", "no.* mapping"
+    ),
+    Case("import: missing", _imported(lambda p: p.folder / "none"), "none", "no such file"),
+    Case("import: an empty folder", _imported(lambda p: p.file("d/x.txt", "").parent), "/d", "no model file"),
+    Case(
+        "import: a config that is a list",
+        _imported(lambda p: p.file("d/config.yaml", "- a\n").parent),
+        "config.yaml",
+        "not a YAML mapping",
+    ),
+    Case(
+        "import: a config that runs",
+        _imported(lambda p: p.file("d/config.yaml", yaml_that_runs(p.sentinel)).parent),
+        "config.yaml",
+        "YAML",
+    ),
+    Case(
+        "import: hyperparameters that run",
+        lambda p: [
+            *_imported(lambda p: p.file("d/embedding_model.ckpt", speechbrain_like()))(p),
+            *(["--kind", "speechbrain"] if p.file("d/hyperparams.yaml", yaml_that_runs(p.sentinel)) else []),
+        ],
+        "hyperparams.yaml",
+        "YAML",
+    ),
+    Case("import: a pickle", _imported(lambda p: p.file("m.bin", trap_pickle(p.sentinel))), "m.bin", "refused"),
+    Case("import: junk", _imported(lambda p: p.file("m.ckpt", JUNK)), "m.ckpt", "refused|damaged"),
+    Case("import: empty", _imported(lambda p: p.file("m.pt", b"")), "m.pt", "damaged"),
+    Case("import: junk onnx", _imported(lambda p: p.file("m.onnx", JUNK)), "m.onnx", "cannot be loaded"),
+    Case("import: WeSpeaker's, a pickle", _imported(lambda p: p.wespeaker(trap_pickle(p.sentinel))), ".pt", "refused"),
+    Case("import: a bundle", _imported(lambda p: p.bundle()), "bundle", "is a bundle already"),
+    Case(
+        "import: onto something else",
+        lambda p: ["import", p.file("m.pt", JUNK), p.file("precious/notes.txt", "x").parent],
+        "precious",
+        "is there already",
+    ),
+    Case(
+        "import: an unknown kind",
+        lambda p: ["import", p.file("m.pt", JUNK), p.folder / "o", "--kind", "3d-speaker"],
+        "3d-speaker",
+        "'3dspeaker'",
     ),
     Case("average: no folder", lambda p: ["average", p.folder / "none"], "none", "config.yaml"),
     Case(

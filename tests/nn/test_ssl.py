@@ -1,8 +1,8 @@
 """Self-supervised models: all layers as torchaudio computes them, published files, low-rank updates and adapters.
 
-The layouts were compared with other libraries' models on random tensors, each state of each layer: wav2vec 2.0, HuBERT and
-WavLM of transformers 4.52.4 (largest difference 2e-6), WavLM and wav2vec 2.0 of s3prl 0.4.18, which are Microsoft's and
-fairseq's (2e-6). The names below are those of these libraries' state dictionaries.
+The layouts were compared with other libraries' models on random tensors, each state of each layer: wav2vec 2.0, HuBERT
+and WavLM of transformers 4.52.4 (largest difference 3e-6 where states reach 6), WavLM and wav2vec 2.0 of s3prl 0.4.18,
+which are Microsoft's and fairseq's (2e-6). The names below are those of these libraries' state dictionaries.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import re
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -64,7 +65,7 @@ def audio(batch: int = 2, samples: int = 4000) -> Tensor:
 
 
 def largest_difference(states: list[Tensor], others: list[Tensor]) -> float:
-    return max(float((one - other).abs().max()) for one, other in zip(states, others, strict=True))
+    return max(float((one - other).detach().abs().max()) for one, other in zip(states, others, strict=True))
 
 
 @pytest.fixture(autouse=True)
@@ -118,12 +119,12 @@ def test_layers_dropped_follow_from_the_seed() -> None:
     def dropped(seed: int) -> tuple[bool, ...]:
         torch.manual_seed(seed)
         states = encoder(audio())
-        return tuple(torch.equal(one, other) for one, other in zip(states[1:], states[2:], strict=False))
+        return tuple(torch.equal(one, other) for one, other in pairwise(states[1:]))
 
     seeds = [dropped(seed) for seed in range(20)]
     assert seeds == [dropped(seed) for seed in range(20)]
     assert len(set(seeds)) == 4  # any of two layers
-    with pytest.raises(ConfigError, match="layer_drop is 1"):
+    with pytest.raises(ConfigError, match=r"layer_drop: is 1\.0"):
         encoder_of(layer_drop=1.0)
 
 
@@ -131,7 +132,9 @@ def hugging_face(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """torchaudio's tensors under transformers' names."""
     named = {}
     for name, tensor in state.items():
-        name = name.replace("encoder.transformer.", "encoder.").replace("encoder.feature_projection", "feature_projection")
+        name = name.replace("encoder.transformer.", "encoder.").replace(
+            "encoder.feature_projection", "feature_projection"
+        )
         name = name.replace("attention.attention.out_proj", "attention.out_proj")
         if "in_proj_" in name:
             for part, rows in zip("qkv", tensor.chunk(3), strict=True):
@@ -284,7 +287,7 @@ def test_low_rank_updates_are_of_query_and_value_and_can_be_merged(family: str) 
 
 def test_a_rank_must_be_one() -> None:
     for rank in (-1, DIM):
-        with pytest.raises(ConfigError, match=f"lora_rank is {rank}"):
+        with pytest.raises(ConfigError, match=f"lora_rank: is {rank}"):
             encoder_of(lora_rank=rank)
 
 

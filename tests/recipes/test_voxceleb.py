@@ -36,7 +36,7 @@ def test_each_configuration_is_valid(config: Path) -> None:
     assert experiment.schedule.warmup_steps < experiment.trainer.steps
 
 
-@pytest.mark.parametrize("file", FAMILIES)
+@pytest.mark.parametrize("file", sorted(FAMILIES.keys() - {"ecapa_zoo"}))  # those are only imported
 def test_each_model_file_has_a_configuration(file: str) -> None:
     named = {read_experiment(config, PATHS).model.name for config in CONFIGS}
     assert named & set(FAMILIES[file].names)

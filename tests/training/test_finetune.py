@@ -14,10 +14,12 @@ import torch
 import yaml
 
 from speakerkit.bundle import read_bundle
-from speakerkit.config import read_yaml
+from speakerkit.config import NamedConfig, read_yaml
 from speakerkit.data.ark import Embeddings
 from speakerkit.data.lists import read_utterance_list, write_data_dir, write_utterance_list
 from speakerkit.embedding.embedder import load
+from speakerkit.embedding.model import backbone_for
+from speakerkit.features import FrontEnd
 from speakerkit.training.checkpoint import list_checkpoints, load_checkpoint
 from speakerkit.verification.cosine import score_cosine
 from speakerkit.verification.metrics import evaluate
@@ -209,6 +211,23 @@ def test_bad_arguments_are_one_line_and_leave_no_bundle(
     assert done.out == ""
     assert not (tmp_path / "exp" / "bundle").exists()
     assert not (tmp_path / "exp" / "checkpoints").exists()
+
+
+def test_a_folder_of_wespeaker_drops_its_classifier(data_dir: Path, tmp_path: Path) -> None:
+    args = {"feat_dim": 80, "embed_dim": 16, "pooling_func": "TSTP", "two_emb_layer": False, "m_channels": 4}
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        backbone = backbone_for(NamedConfig("ResNet18", args), FrontEnd())
+    folder = tmp_path / "wespeaker"
+    folder.mkdir()
+    config = {"model": "ResNet18", "model_args": args, "dataset_args": {"fbank_args": {"num_mel_bins": 80}}}
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    torch.save({**backbone.state_dict(), "projection.weight": torch.zeros(7, 16)}, folder / "avg_model.pt")
+    words = ("--data", data_dir, "--out", tmp_path / "exp", "--steps", 1, *SMALL)
+    done = speakerkit("finetune", "--init", folder, *words)
+    assert done.code == 0, done.err
+    assert f"loaded: {len(backbone.state_dict())} tensors" in done.out
+    assert "new: head.weight (4 x 16)\ndropped: projection.weight (7 x 16)\nEER on 48 trials" in done.out
 
 
 def test_dither_is_the_trainings_affair(tune: Callable[..., Ran], tmp_path: Path) -> None:

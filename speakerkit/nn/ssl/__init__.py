@@ -1,1 +1,1 @@
-"""Self-supervised speech models as front-ends: all their layers, their published weights, and cheap ways to tune them."""
+"""Self-supervised speech models: all their layers, their published weights, and cheap ways to tune them."""

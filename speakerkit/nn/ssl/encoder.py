@@ -97,7 +97,7 @@ class SSLEncoder(nn.Module):
     def _through_layers(self, x: Tensor) -> list[Tensor]:
         states, position_bias = [x], None
         for index, layer in enumerate(self.encoder.transformer.layers):
-            adapters = self.adapters[index] if len(self.adapters) else (nn.Identity(), nn.Identity())
+            adapters: Any = self.adapters[index] if len(self.adapters) else (nn.Identity(), nn.Identity())
             if self.training and index > 0 and torch.rand(()).item() < self.layer_drop:
                 x = x + _nothing(layer, *adapters)
             else:

@@ -1,4 +1,4 @@
-"""Parameter-efficient tuning: low-rank updates of weights, and bottleneck adapters; both change nothing at the start."""
+"""Parameter-efficient tuning: low-rank updates of weights, and adapters; both change nothing at the start."""
 
 from __future__ import annotations
 

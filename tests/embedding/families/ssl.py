@@ -26,7 +26,7 @@ FAMILY = Family(
         },
     },
     pooled_frames=lambda frames: (160 * frames - 400) // 320 + 1,
-    export={"SSL": {"lora_rank": 2, "adapter_dim": 4}},
+    export={"SSL": {"layers": 1, "lora_rank": 2, "adapter_dim": 4}},
     slow=(*BASE, *LARGE),
     blind=("head.key.bias", "head.attention.bias"),
     pooled=False,
