@@ -22,6 +22,7 @@ torch = pytest.importorskip("torch")
 import torchaudio.compliance.kaldi as kaldi  # noqa: E402
 
 from speakerkit.embedding.embedder import load  # noqa: E402
+from speakerkit.embedding.model import backbone_for  # noqa: E402
 from speakerkit.embedding.registry import Backbone, build_backbone  # noqa: E402
 
 Tensors = dict[str, "torch.Tensor"]
@@ -90,6 +91,9 @@ def test_sizes_where_the_configuration_is_silent(model: str, args: dict[str, Any
     config = understood({"model": model, "model_args": args, "exp_dir": "x"})
     assert config.model.args == expected
     assert config.frontend.num_mels == expected["feat_dim"]
+    with torch.device("meta"):
+        backbone = backbone_for(config.model, config.frontend)
+    assert (backbone.feat_dim, backbone.embed_dim) == (expected["feat_dim"], expected["embed_dim"])
 
 
 @pytest.mark.parametrize("model", ["CAMPPlus", "ERes2Net34_Large"])

@@ -14,7 +14,10 @@ if TYPE_CHECKING:
 Model = Annotated[
     Path,
     typer.Option(
-        "--model", "-m", help="Model bundle folder, or a name of `speakerkit models list`.", envvar="SPEAKERKIT_MODEL"
+        "--model",
+        "-m",
+        help="Bundle or WeSpeaker folder, or a name of `speakerkit models list`.",
+        envvar="SPEAKERKIT_MODEL",
     ),
 ]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]

@@ -16,7 +16,7 @@ from speakerkit.config import NamedConfig, parse, read_yaml
 from speakerkit.data.lists import read_lines
 from speakerkit.embedding.config import DataConfig, DistillationConfig
 from speakerkit.embedding.joint import build_head
-from speakerkit.embedding.model import SpeakerNet, backbone_for, load_tensors, open_backbone
+from speakerkit.embedding.model import SpeakerNet, accuracy, backbone_for, load_tensors, open_backbone
 from speakerkit.embedding.objective import Objective
 from speakerkit.embedding.registry import Backbone
 from speakerkit.errors import ConfigError
@@ -103,23 +103,21 @@ class DistilledNet(SpeakerNet):
             raise ConfigError(
                 "distillation.label_weight", "needs a head with classes", "choose another, or set it to 0"
             )
-        self.backbone.register_forward_hook(self._overhear)
-
-    def _overhear(self, backbone: nn.Module, inputs: Any, embedding: Tensor) -> None:
-        self._embedding = embedding
 
     def forward(self, inputs: Tensor, labels: Tensor, lesson: Lesson | None = None) -> tuple[Tensor, dict[str, Tensor]]:
         """As :class:`SpeakerNet`; with a ``lesson``, its weighted losses are added and are metrics as well."""
-        loss, metrics = super().forward(inputs, labels)
+        embedding = self.embed(inputs)  # (B, D)
+        loss, scores = self.head.loss_and_scores(embedding, labels)
+        metrics = accuracy(scores, labels)
         if lesson is None:
             return loss, metrics
         config = self.distillation
         if config.embedding:
-            distance = embedding_loss(self.projection(self._embedding), lesson.embedding, config.embedding)
+            distance = embedding_loss(self.projection(embedding), lesson.embedding, config.embedding)
             loss = loss + config.embedding_weight * distance
             metrics = {**metrics, "distill_embedding": distance.detach()}
-        if lesson.scores is not None:
-            divergence = label_loss(self.head.scores(self._embedding), lesson.scores, config.temperature)
+        if lesson.scores is not None and scores is not None:
+            divergence = label_loss(scores, lesson.scores, config.temperature)
             loss = loss + config.label_weight * divergence
             metrics = {**metrics, "distill_label": divergence.detach()}
         return loss, metrics

@@ -235,7 +235,7 @@ def _failure(key: str, subject: str, error: Exception) -> Extraction:
 
 
 def load(path: str | Path, device: str = "auto", threads: int = 0) -> Embedder:
-    """Open a model bundle for use; see :class:`Embedder`.
+    """Open a model bundle, or a folder of WeSpeaker, for use; see :class:`Embedder`.
 
     Raises:
         BundleError: the folder is no bundle, or its weights do not fit its architecture.

@@ -45,16 +45,19 @@ class SpeakerNet(nn.Module):
         self.backbone, self.head, self.fbank, self.spec_augment = backbone, head, fbank, spec_augment
 
     def forward(self, inputs: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """(B, samples) or (B, T, F), and labels (B,), to the loss and to named metrics of the batch.
+        """(B, samples) or (B, T, F), and labels (B,), to the loss and to named metrics of the batch."""
+        loss, scores = self.head.loss_and_scores(self.embed(inputs), labels)
+        return loss, accuracy(scores, labels)
 
-        The accuracy, where the head has classes, is that without margin.
-        """
+    def embed(self, inputs: Tensor) -> Tensor:
+        """(B, samples) or (B, T, F) to embeddings (B, D), masked in training."""
         features = inputs if self.fbank is None else self.fbank(inputs)  # (B, T, F)
-        embedding = self.backbone(self.spec_augment(features))  # (B, D)
-        loss, scores = self.head.loss_and_scores(embedding, labels)
-        if scores is None:
-            return loss, {}
-        return loss, {"accuracy": (scores.argmax(dim=1) == labels).float().mean()}
+        return self.backbone(self.spec_augment(features))
+
+
+def accuracy(scores: Tensor | None, labels: Tensor) -> dict[str, Tensor]:
+    """The metric of logits without margin (B, classes), where the head has classes."""
+    return {} if scores is None else {"accuracy": (scores.argmax(dim=1) == labels).float().mean()}
 
 
 def backbone_for(model: NamedConfig, frontend: FrontEnd) -> Backbone:
