@@ -30,6 +30,10 @@ from speakerkit.features import FrontEnd
 
 SECONDS = 10.0
 FRAMES = 200  # 2 s
+COLUMNS = (
+    *("experiment", "model", "parameters", "MACs for 2 s", "steps", "EER %", "EER %, mean subtracted"),
+    *("x real time, 1 thread", "ratio"),
+)
 UNTRAINED = {
     "resnet34-thin": NamedConfig("ResNet34", {"m_channels": 16}),
     "ecapa-c512": NamedConfig("ECAPA_TDNN_GLOB_c512"),
@@ -42,13 +46,14 @@ def untrained(folder: Path) -> list[Path]:
     for name, model in UNTRAINED.items():
         torch.manual_seed(0)
         backbone = backbone_for(model, FrontEnd())
-        write_bundle(folder / name / "bundle", BundleConfig(model, FrontEnd(), backbone.embed_dim), backbone.state_dict())
+        config = BundleConfig(model, FrontEnd(), backbone.embed_dim)
+        write_bundle(folder / name / "bundle", config, backbone.state_dict())
         export_bundle(folder / name / "bundle")
     return [folder / name for name in UNTRAINED]
 
 
 def millions_of_macs(bundle: Bundle) -> tuple[float, float]:
-    """Parameters in millions, and multiply-accumulates of convolutions and matrix products in 2 s of speech, in 10^6."""
+    """Parameters, and multiply-accumulates of convolutions and matrix products in 2 s of speech, both in 10^6."""
     backbone = open_backbone(bundle).eval()
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         backbone(torch.randn(1, FRAMES, backbone.feat_dim))
@@ -88,8 +93,8 @@ def main() -> None:
         folders = options.experiments or untrained(Path(scratch))
         bundles = [read_bundle(folder / "bundle") for folder in folders]
         measured = speeds([Embedder(bundle, "cpu", threads=1) for bundle in bundles], options.rounds)
-        print("| experiment | model | parameters | MACs for 2 s | steps | EER % | EER %, mean subtracted | x real time, 1 thread | ratio |")
-        print("| --- | --- | --- | --- | --- | --- | --- | --- | --- |")
+        print("| " + " | ".join(COLUMNS) + " |")
+        print("| --- " * len(COLUMNS) + "|")
         for folder, bundle, speed in zip(folders, bundles, measured, strict=True):
             size, macs = millions_of_macs(bundle)
             steps = bundle.config.provenance.get("steps", 0)
