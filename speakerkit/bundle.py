@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from speakerkit.config import NamedConfig, parse, read_yaml, to_dict, write_yaml
 from speakerkit.errors import BundleError, ConfigError
 from speakerkit.features import FrontEnd
+from speakerkit.weights import require_finite
 from speakerkit.wespeaker import CHECKPOINT, is_wespeaker, read_wespeaker, wespeaker_tensors
 
 if TYPE_CHECKING:
@@ -73,20 +74,24 @@ class Bundle:
         """The backbone's state dictionary.
 
         Raises:
-            BundleError: no weights, or damaged ones.
+            BundleError: no weights, or damaged ones, or NaN among them.
         """
         from safetensors import SafetensorError
         from safetensors.torch import load_file
 
         path = self.path / self.weights
         if path.name == CHECKPOINT:
-            return wespeaker_tensors(path)[0]
+            tensors = wespeaker_tensors(path)[0]
+            require_finite(tensors, path)
+            return tensors
         if not path.is_file():
             raise BundleError(path, "no such file", "this bundle runs from its ONNX file only")
         try:
-            return load_file(path)
+            tensors = load_file(path)
         except (SafetensorError, OSError, ValueError, RuntimeError) as error:
             raise BundleError(path, f"is damaged ({error})", "copy or train the bundle again") from None
+        require_finite(tensors, path)
+        return tensors
 
     def threshold(self) -> tuple[float, str] | None:
         """Cosine threshold and where it came from, out of ``calibration.json``; ``None`` where uncalibrated."""

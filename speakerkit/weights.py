@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,14 +31,13 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch remarks on pickles of other protocols before it refuses them
             state = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        reason = first_line(error)
-        raise BundleError(
-            path, f"is refused: it holds more than tensors, or is damaged ({reason})", "use a file you trust"
-        ) from None
+    except pickle.UnpicklingError:  # what torch says of it advises to run the code
+        fault = "is refused: it holds more than tensors, or is damaged or no checkpoint of torch"
+        raise BundleError(path, fault, "fetch it again, or ask for a file of tensors only") from None
     except (RuntimeError, EOFError, OSError, ValueError, LookupError, AttributeError, TypeError) as error:
-        reason = first_line(error)
-        raise BundleError(path, f"is damaged ({reason})", "use an older checkpoint") from None
+        reason = first_line(error).split(". ")[0]
+        fault = f"is damaged, or no checkpoint of torch ({reason})"
+        raise BundleError(path, fault, "use an older checkpoint, or fetch it again") from None
     if not isinstance(state, dict):
         raise BundleError(path, "holds no state dictionary", "check that it is a checkpoint")
     return state
@@ -71,6 +71,17 @@ def published_tensors(path: str | Path) -> dict[str, Tensor]:
     if all(name.startswith("module.") for name in inner):
         inner = {name.removeprefix("module."): tensor for name, tensor in inner.items()}
     return {name: tensor.long() if name.endswith("num_batches_tracked") else tensor for name, tensor in inner.items()}
+
+
+def require_finite(tensors: Mapping[str, Tensor], path: str | Path) -> None:
+    """Refuse weights of a training that broke, or of a file that did.
+
+    Raises:
+        BundleError: NaN or infinity; it names the first tensor that holds them.
+    """
+    for name, tensor in tensors.items():
+        if not tensor.isfinite().all():
+            raise BundleError(path, f"holds NaN or infinity in {name}", "use an older checkpoint, or fetch it again")
 
 
 def _is_state(value: Any) -> bool:

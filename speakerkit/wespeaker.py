@@ -127,9 +127,13 @@ def _stated_frontend(values: dict[str, Any], path: Path) -> dict[str, Any]:
                 raise BundleError(path, f"has {key!r} in its {section}, which is not known", "remove it if unused")
             stated[FBANK[key]] = value
     norm = _mapping(dataset, "cmvn_args", path)
-    if dataset.get("cmvn", True) and norm.get("norm_var", False):
+    switches = (dataset.get("cmvn", True), norm.get("norm_mean", True), norm.get("norm_var", False))
+    if not all(isinstance(switch, bool) for switch in switches):
+        raise BundleError(path, "says something else than true or false in cmvn or its cmvn_args", "correct it")
+    cmvn, norm_mean, norm_var = switches
+    if cmvn and norm_var:
         raise BundleError(path, "normalises the variance of features (norm_var)", "only models on their mean are read")
-    return {**stated, "mean_norm": bool(dataset.get("cmvn", True) and norm.get("norm_mean", True))}
+    return {**stated, "mean_norm": cmvn and norm_mean}
 
 
 def wespeaker_tensors(path: Path) -> tuple[dict[str, Tensor], list[str]]:

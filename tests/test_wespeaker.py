@@ -125,6 +125,8 @@ def test_models_of_3d_speaker_are_told_by_what_they_lack(model: str) -> None:
         ({"dataset_args": {"fbank_args": {"num_mel_bins": "many"}}}, "num_mels is 'many'"),
         ({"dataset_args": {"fbank_args": {"use_energy": True}}}, "'use_energy' in its fbank_args"),
         ({"dataset_args": {"cmvn_args": {"norm_var": True}}}, "norm_var"),
+        ({"dataset_args": {"cmvn": "no"}}, "else than true or false in cmvn"),
+        ({"dataset_args": {"cmvn_args": {"norm_mean": 0}}}, "else than true or false in cmvn"),
     ],
     ids=str,
 )
@@ -211,6 +213,7 @@ def test_shortest_audio_is_what_the_model_needs(tmp_path: Path) -> None:
         (lambda s: s.pop("linear.bias"), r"Missing key.*linear\.bias"),
         (lambda s: s.update(surprise=torch.zeros(1)), "Unexpected key.*surprise"),
         (lambda s: s.update({"linear.bias": torch.zeros(17)}), r"size mismatch for linear\.bias"),
+        (lambda s: s.update({"linear.bias": torch.full((16,), torch.nan)}), r"holds NaN or infinity in linear\.bias"),
         (lambda s: s.update({"epoch": 3}), "holds no tensors by name"),
         (lambda s: s.clear(), "holds no tensors by name"),
     ],

@@ -12,7 +12,9 @@ from speakerkit.cli.train import STOPPED, require_torch
 
 
 def finetune(
-    init: Annotated[Path, typer.Option(help="Model bundle to start from; its front-end and embedding size stay.")],
+    init: Annotated[
+        Path, typer.Option(help="Model to start from, as for embed; its front-end and embedding size stay.")
+    ],
     data: Annotated[Path, typer.Option(help="Kaldi directory with wav.scp and utt2spk, or a raw list.")],
     out: Annotated[Path, typer.Option(help="Experiment folder; the new model is its `bundle`.")] = Path("exp/finetune"),
     steps: Annotated[int | None, typer.Option(min=1, help="Optimiser steps, 500 by default.")] = None,
@@ -41,9 +43,10 @@ def finetune(
     """
     require_torch()
     from speakerkit.training.finetune import Options, finetune, plan_finetuning
+    from speakerkit.zoo.store import open_name
 
     options = Options(config, overrides or [], steps, lr, freeze or [], layer_decay, trials, allow_pipes)
-    done = finetune(plan_finetuning(init, data, out, options), nproc)
+    done = finetune(plan_finetuning(open_name(init), data, out, options), nproc)
     if done is None:
         raise typer.Exit(STOPPED)
     for line in done.to_lines():

@@ -37,11 +37,10 @@ def check_short(value: str) -> Short:
 def open_model(path: Path, device: str, threads: int = 0) -> Embedder:
     """The model of ``--model`` on ``--device``; which one "auto" came to is said on stderr."""
     from speakerkit.embedding.embedder import load
-    from speakerkit.zoo.store import open_name
 
     if device not in ("auto", "cpu", "cuda"):
         raise typer.BadParameter(f"{device!r} is none of auto, cpu, cuda", param_hint="--device")
-    embedder = load(open_name(path), device, threads)
+    embedder = load(path, device, threads)
     if device == "auto":
         typer.echo(f"device: {embedder.device}", err=True)
     return embedder

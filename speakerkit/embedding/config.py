@@ -149,6 +149,7 @@ class EmbeddingConfig:
         pretrained: published weights for the self-supervised part of the model, see
             :func:`speakerkit.embedding.ssl.load_pretrained`; not read where there is an ``init``, which brings all.
         distillation: a teacher to learn from; ``None`` for none.
+        head_shards: split the classes of the head over the ranks, for more than one rank can hold.
     """
 
     data: DataConfig
@@ -160,3 +161,4 @@ class EmbeddingConfig:
     head: NamedConfig = field(default_factory=lambda: NamedConfig("arc_margin"))
     margin: MarginConfig = field(default_factory=MarginConfig)
     distillation: DistillationConfig | None = None
+    head_shards: bool = False

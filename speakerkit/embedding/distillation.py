@@ -108,7 +108,7 @@ class DistilledNet(SpeakerNet):
         """As :class:`SpeakerNet`; with a ``lesson``, its weighted losses are added and are metrics as well."""
         embedding = self.embed(inputs)  # (B, D)
         loss, scores = self.head.loss_and_scores(embedding, labels)
-        metrics = accuracy(scores, labels)
+        metrics = accuracy(self.head, scores, labels)
         if lesson is None:
             return loss, metrics
         config = self.distillation

@@ -20,6 +20,7 @@ from speakerkit.bundle import CONFIG, Bundle, read_bundle
 from speakerkit.data.lists import open_entry
 from speakerkit.errors import AudioError, BundleError, ConfigError, MissingExtraError, SpeakerKitError, first_line
 from speakerkit.features import Features, features
+from speakerkit.zoo.store import open_name
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -235,13 +236,13 @@ def _failure(key: str, subject: str, error: Exception) -> Extraction:
 
 
 def load(path: str | Path, device: str = "auto", threads: int = 0) -> Embedder:
-    """Open a model bundle, or a folder of WeSpeaker, for use; see :class:`Embedder`.
+    """Open a model bundle, a folder of WeSpeaker, or a fetched model by its registered name; see :class:`Embedder`.
 
     Raises:
         BundleError: the folder is no bundle, or its weights do not fit its architecture.
         ConfigError: ``device="cuda"`` where it cannot be used.
     """
-    return Embedder(read_bundle(path), device, threads)
+    return Embedder(read_bundle(open_name(Path(path))), device, threads)
 
 
 def _ahead(

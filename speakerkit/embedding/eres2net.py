@@ -94,7 +94,7 @@ class ERes2Net(Res2Net):
         self.fuse_mode123 = AttentionalFusion(wide[2])
         self.fuse_mode1234 = AttentionalFusion(wide[3])
 
-    def _maps(self, feats: Tensor) -> Tensor:
+    def maps(self, feats: Tensor) -> Tensor:
         out1 = self.layer1(self._stem(feats))
         out2 = self.layer2(out1)
         out3 = self.layer3(out2)

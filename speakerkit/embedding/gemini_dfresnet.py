@@ -11,7 +11,8 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from speakerkit.embedding.registry import Backbone, register_backbone
+from speakerkit.embedding.pooled import PooledBackbone
+from speakerkit.embedding.registry import register_backbone
 from speakerkit.embedding.resnet import convolution
 from speakerkit.nn.pooling import POOLINGS
 
@@ -38,7 +39,7 @@ class InvertedBottleneck(nn.Module):
         return torch.relu(x + self.bn3(self.conv3(out)))
 
 
-class GeminiDFResNet(Backbone):
+class GeminiDFResNet(PooledBackbone):
     """A stem, then four times a strided convolution and a stage of blocks; pooling and a linear embedding.
 
     Args:
@@ -63,7 +64,6 @@ class GeminiDFResNet(Backbone):
         self.feat_dim = feat_dim
         self.embed_dim = embed_dim
         self.min_frames = 3  # ceil(3 / 2) = 2
-        self.two_emb_layer = two_emb_layer
 
         channels = [m_channels] + [m_channels * 2**stage for stage in range(4)]
         stem = nn.Sequential(convolution(1, m_channels, 3), nn.BatchNorm2d(m_channels), nn.ReLU())
@@ -76,23 +76,9 @@ class GeminiDFResNet(Backbone):
             self.stages.append(nn.Sequential(*(InvertedBottleneck(width) for _ in range(depth))))
 
         bands = -(-feat_dim // 16)  # four strides of two, each rounding up
-        self.pool = POOLINGS[pooling_func](channels[-1] * bands)  # type: ignore[call-arg]
-        self.seg_1 = nn.Linear(self.pool.out_dim, embed_dim)
-        if two_emb_layer:
-            self.seg_bn_1 = nn.BatchNorm1d(embed_dim, affine=False)
-            self.seg_2 = nn.Linear(embed_dim, embed_dim)
+        self.end_with(POOLINGS[pooling_func](channels[-1] * bands), two_emb_layer)  # type: ignore[call-arg]
 
-    def forward(self, feats: Tensor) -> Tensor:
-        embedding = self.seg_1(self.pool(self._maps(feats)))  # (batch, embed_dim)
-        if self.two_emb_layer:
-            embedding = self.seg_2(self.seg_bn_1(torch.relu(embedding)))
-        return embedding
-
-    def frame_features(self, feats: Tensor) -> Tensor:
-        """(B, T, feat_dim) to (B, ceil(T / 2), channels * bands), channel-major."""
-        return self._maps(feats).flatten(1, 2).transpose(1, 2)
-
-    def _maps(self, feats: Tensor) -> Tensor:
+    def maps(self, feats: Tensor) -> Tensor:
         x = self.downsample_layers[0](feats.transpose(1, 2).unsqueeze(1))  # (batch, channels, mels, frames)
         for downsample, stage in zip(self.downsample_layers[1:], self.stages, strict=True):
             x = stage(downsample(x))

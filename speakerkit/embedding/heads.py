@@ -1,7 +1,7 @@
 """Classification heads: linear softmax, and classes as directions that a margin keeps apart.
 
 The parameter is ``weight`` (classes, D). Of a class, only ``Head.with_margin`` changes the true one's cosine, element
-by element: it does not mind on which device the other classes are.
+by element: it does not mind on which device the other classes are (see :mod:`speakerkit.embedding.sharded`).
 """
 
 from __future__ import annotations
@@ -19,17 +19,29 @@ SMALLEST_SINE_SQUARED = 1e-7  # the root's gradient is infinite at zero
 REFERENCE_MARGIN = 0.2  # at which the inter-top-k penalty is ``mp``
 
 
-@HEADS.register("softmax")
-class Softmax(Objective):
-    """A linear layer with bias and the cross-entropy: no margin."""
+class Classifier(Objective):
+    """What heads with one logit for each class share: rows drawn at random, and the cross-entropy."""
 
     classifies = True
+    weight: nn.Parameter
+
+    def drawn(self, rows: int, embed_dim: int) -> Tensor:
+        """Random rows of ``weight``, (rows, D)."""
+        return nn.init.xavier_uniform_(torch.empty(rows, embed_dim))
+
+    def loss_of(self, logits: Tensor, label: Tensor) -> Tensor:
+        """The loss of logits (B, C)."""
+        return F.cross_entropy(logits, label)
+
+
+@HEADS.register("softmax")
+class Softmax(Classifier):
+    """A linear layer with bias and the cross-entropy: no margin."""
 
     def __init__(self, embed_dim: int, num_classes: int) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.empty(num_classes, embed_dim))
+        self.weight = nn.Parameter(self.drawn(num_classes, embed_dim))
         self.bias = nn.Parameter(torch.zeros(num_classes))
-        nn.init.xavier_uniform_(self.weight)
 
     @full_precision
     def scores(self, embedding: Tensor) -> Tensor:
@@ -38,10 +50,10 @@ class Softmax(Objective):
     @full_precision
     def loss_and_scores(self, embedding: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
         scores = self.scores(embedding)
-        return F.cross_entropy(scores, label), scores
+        return self.loss_of(scores, label), scores
 
 
-class Head(Objective):
+class Head(Classifier):
     """What heads of cosines share: s cos theta, worse by a margin for the true class, and the cross-entropy.
 
     Args:
@@ -51,14 +63,12 @@ class Head(Objective):
         margin: m, what the true class has to do better by; ``update`` changes it during training.
     """
 
-    classifies = True
     margin: float
 
     def __init__(self, embed_dim: int, num_classes: int, scale: float = 32.0, margin: float = 0.2) -> None:
         super().__init__()
         self.scale = number_above(0, "scale", scale)
-        self.weight = nn.Parameter(torch.empty(num_classes, embed_dim))
-        nn.init.xavier_uniform_(self.weight)
+        self.weight = nn.Parameter(self.drawn(num_classes, embed_dim))
         self.margin = 0.0
         self.update(margin)
 
@@ -99,10 +109,6 @@ class Head(Objective):
     def with_margin(self, cosine: Tensor) -> Tensor:
         """The cosines of the true classes, made worse by the margin."""
         raise NotImplementedError
-
-    def loss_of(self, logits: Tensor, label: Tensor) -> Tensor:
-        """The loss of logits (B, C)."""
-        return F.cross_entropy(logits, label)
 
 
 def farther(cosine: Tensor, angle: float) -> Tensor:
@@ -183,12 +189,16 @@ class SubcenterArcMargin(ArcMargin):
     def margined(self, cosine: Tensor, label: Tensor) -> Tensor:
         margined = super().margined(cosine, label)
         count = min(self.k_top, cosine.shape[1] - 1)
-        penalty = self.mp * self.margin / REFERENCE_MARGIN
-        if not count or not penalty:
+        if not count or not self.penalty:
             return margined
         others = cosine.detach().scatter(1, label.unsqueeze(1), -math.inf)
         nearest = others.topk(count).indices  # (B, k_top)
-        return margined.scatter(1, nearest, nearer(cosine.gather(1, nearest), penalty))
+        return margined.scatter(1, nearest, nearer(cosine.gather(1, nearest), self.penalty))
+
+    @property
+    def penalty(self) -> float:
+        """m' at the present margin."""
+        return self.mp * self.margin / REFERENCE_MARGIN
 
 
 @HEADS.register("sphere")

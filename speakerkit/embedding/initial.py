@@ -14,6 +14,7 @@ from speakerkit.bundle import Bundle, read_bundle
 from speakerkit.embedding.distillation import PROJECTION
 from speakerkit.embedding.model import SpeakerNet, load_backbone, load_tensors
 from speakerkit.errors import BundleError
+from speakerkit.nn.sharding import whole_shapes
 from speakerkit.weights import load_checkpoint, model_of, published_tensors
 from speakerkit.wespeaker import CHECKPOINT, wespeaker_tensors
 
@@ -72,7 +73,7 @@ def start_from(model: SpeakerNet, source: str, classes: Mapping[str, Any]) -> In
     theirs = model_of(state, source)
     known = state.get("fingerprint")
     own = model.state_dict()
-    fitting, note = _at_speeds(theirs, own, known if isinstance(known, dict) else {}, classes, source)
+    fitting, note = _at_speeds(theirs, whole_shapes(model), known if isinstance(known, dict) else {}, classes, source)
     # A projection serves one distillation only: it is left behind, and the next one starts with its own.
     fitting = {name: tensor for name, tensor in fitting.items() if not name.startswith(PROJECTION)}
     projection = {name: tensor for name, tensor in own.items() if name.startswith(PROJECTION)}
@@ -90,12 +91,12 @@ def _left_out(bundle: Bundle) -> dict[str, Tensor]:
 
 
 def _inheritance(model: SpeakerNet, source: str, theirs: Mapping[str, Tensor], note: str = "") -> Inheritance:
-    own = model.state_dict()
+    own = whole_shapes(model)
     kept = {name for name in theirs.keys() & own.keys() if not name.startswith(PROJECTION)}
     return Inheritance(
         source,
-        {name: tuple(tensor.shape) for name, tensor in own.items() if name in kept},
-        {name: tuple(tensor.shape) for name, tensor in own.items() if name not in kept},
+        {name: tuple(shape) for name, shape in own.items() if name in kept},
+        {name: tuple(shape) for name, shape in own.items() if name not in kept},
         {name: tuple(tensor.shape) for name, tensor in theirs.items() if name not in kept},
         note,
     )
@@ -103,7 +104,7 @@ def _inheritance(model: SpeakerNet, source: str, theirs: Mapping[str, Tensor], n
 
 def _at_speeds(
     tensors: Mapping[str, Tensor],
-    own: Mapping[str, Tensor],
+    own: Mapping[str, torch.Size],
     known: Mapping[str, Any],
     classes: Mapping[str, Any],
     source: str,
@@ -111,7 +112,7 @@ def _at_speeds(
     """The tensors of a checkpoint with the head's rows of the speeds that are trained at, and what was done.
 
     Args:
-        own: the network's tensors.
+        own: shapes of the network's tensors.
         known: fingerprint of the checkpoint; empty where it holds none, and is taken as it is.
     """
     theirs, wanted = list(known.get("speeds", [])), list(classes["speeds"])
@@ -127,8 +128,8 @@ def _at_speeds(
     by_class = {
         name: tensor
         for name, tensor in tensors.items()
-        if name.startswith(HEAD) and name in own and tensor.ndim and own[name].ndim
-        if len(tensor) * len(wanted) == len(own[name]) * len(theirs)
+        if name.startswith(HEAD) and tensor.ndim and own.get(name)
+        if len(tensor) * len(wanted) == own[name][0] * len(theirs)
     }
     cut = {name: _rows(tensor, theirs, wanted) for name, tensor in by_class.items()}
     note = f"of the head's rows at the speeds {theirs}, those at {wanted} were taken: " + ", ".join(

@@ -23,12 +23,18 @@ def build_head(config: NamedConfig, embed_dim: int, num_classes: int) -> Objecti
         ConfigError: no such head, or arguments that it does not take.
     """
     builder = HEADS[config.name]
+    require_arguments(config)
+    return builder(embed_dim=embed_dim, num_classes=num_classes, **config.args)
+
+
+def require_arguments(config: NamedConfig) -> None:
+    """Raise a ConfigError where a head is given an argument that it does not take."""
+    builder = HEADS[config.name]
     known = [name for name in inspect.signature(builder).parameters if name not in ("embed_dim", "num_classes")]
     for name in config.args:
         if name not in known:
             remedy = suggest(str(name), known) if known else "it takes none"
             raise ConfigError("head.args", f"{config.name} has no argument {name!r}", remedy)
-    return builder(embed_dim=embed_dim, num_classes=num_classes, **config.args)
 
 
 @dataclass(frozen=True)

@@ -47,7 +47,7 @@ class SpeakerNet(nn.Module):
     def forward(self, inputs: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """(B, samples) or (B, T, F), and labels (B,), to the loss and to named metrics of the batch."""
         loss, scores = self.head.loss_and_scores(self.embed(inputs), labels)
-        return loss, accuracy(scores, labels)
+        return loss, accuracy(self.head, scores, labels)
 
     def embed(self, inputs: Tensor) -> Tensor:
         """(B, samples) or (B, T, F) to embeddings (B, D), masked in training."""
@@ -55,9 +55,9 @@ class SpeakerNet(nn.Module):
         return self.backbone(self.spec_augment(features))
 
 
-def accuracy(scores: Tensor | None, labels: Tensor) -> dict[str, Tensor]:
-    """The metric of logits without margin (B, classes), where the head has classes."""
-    return {} if scores is None else {"accuracy": (scores.argmax(dim=1) == labels).float().mean()}
+def accuracy(head: Objective, scores: Tensor | None, labels: Tensor) -> dict[str, Tensor]:
+    """The metric of a head's logits without margin (B, classes), where it has classes."""
+    return {} if scores is None else {"accuracy": head.correct(scores, labels).float().mean()}
 
 
 def backbone_for(model: NamedConfig, frontend: FrontEnd) -> Backbone:

@@ -57,6 +57,10 @@ class Objective(nn.Module):
         """Logits without margin, (B, D) to (B, C): the class an embedding is taken for is the largest."""
         raise NotImplementedError
 
+    def correct(self, scores: Tensor, label: Tensor) -> Tensor:
+        """Whether the class each embedding of the batch is taken for is the true one, (B,), from its ``scores``."""
+        return scores.argmax(dim=1) == label
+
     def update(self, margin: float) -> None:
         """Set the margin, 0 <= margin < pi / 2; no effect where the loss has none."""
         if not 0 <= margin < math.pi / 2:

@@ -15,7 +15,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from speakerkit.embedding.registry import Backbone, register_backbone
+from speakerkit.embedding.pooled import PooledBackbone
+from speakerkit.embedding.registry import register_backbone
 from speakerkit.errors import ConfigError
 from speakerkit.nn.pooling import POOLINGS, Pooling
 from speakerkit.nn.time_context import HEADS, NORM_EPS, ChannelNorm, ConvNeXtBlock, TimeContext
@@ -232,7 +233,7 @@ BASE = SIZES["B2"]
 
 
 @register_backbone("ReDimNet")
-class ReDimNet(Backbone):
+class ReDimNet(PooledBackbone):
     """The network of the paper, with attentive pooling and a linear embedding.
 
     Args:
@@ -269,26 +270,11 @@ class ReDimNet(Backbone):
         self.feat_dim = feat_dim
         self.embed_dim = embed_dim
         self.min_frames = 2
-        self.two_emb_layer = two_emb_layer
 
         self.backbone = ReDimNetTrunk(feat_dim, channels, setups, block, group_divisor)
-        self.pool = _pooling(pooling_func, channels * feat_dim)
-        self.seg_1 = nn.Linear(self.pool.out_dim, embed_dim)
-        if two_emb_layer:
-            self.seg_bn_1 = nn.BatchNorm1d(embed_dim, affine=False)
-            self.seg_2 = nn.Linear(embed_dim, embed_dim)
+        self.end_with(_pooling(pooling_func, channels * feat_dim), two_emb_layer)
 
-    def forward(self, feats: Tensor) -> Tensor:
-        embedding = self.seg_1(self.pool(self._frames(feats)))  # (batch, embed_dim)
-        if self.two_emb_layer:
-            embedding = self.seg_2(self.seg_bn_1(torch.relu(embedding)))
-        return embedding
-
-    def frame_features(self, feats: Tensor) -> Tensor:
-        """(B, T, feat_dim) to (B, T, C * feat_dim)."""
-        return self._frames(feats).transpose(1, 2)
-
-    def _frames(self, feats: Tensor) -> Tensor:
+    def maps(self, feats: Tensor) -> Tensor:
         return self.backbone(feats.transpose(1, 2).unsqueeze(1))
 
 

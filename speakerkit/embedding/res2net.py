@@ -12,7 +12,8 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from speakerkit.embedding.registry import Backbone, register_backbone
+from speakerkit.embedding.pooled import PooledBackbone
+from speakerkit.embedding.registry import register_backbone
 from speakerkit.embedding.resnet import convolution, shortcut
 from speakerkit.nn.pooling import POOLINGS
 
@@ -73,7 +74,7 @@ class Res2Block(nn.Module):
         return outputs + list(splits[len(outputs) :])
 
 
-class Res2Net(Backbone):
+class Res2Net(PooledBackbone):
     """Four stages of blocks, the last three halving frequency and time, then pooling and a linear embedding.
 
     Args:
@@ -101,7 +102,6 @@ class Res2Net(Backbone):
         self.feat_dim = feat_dim
         self.embed_dim = embed_dim
         self.min_frames = 9  # ceil(9 / 8) = 2
-        self.two_emb_layer = two_emb_layer
 
         self.conv1 = convolution(1, m_channels, 3)
         self.bn1 = nn.BatchNorm2d(m_channels)
@@ -113,23 +113,9 @@ class Res2Net(Backbone):
         self.layer4 = _stage(late, wide[2], 8 * m_channels, expansion, NUM_BLOCKS[3], stride=2)
 
         bands = -(-feat_dim // 8)  # three strides of two, each rounding up
-        self.pool = POOLINGS[pooling_func](wide[3] * bands)  # type: ignore[call-arg]
-        self.seg_1 = nn.Linear(self.pool.out_dim, embed_dim)
-        if two_emb_layer:
-            self.seg_bn_1 = nn.BatchNorm1d(embed_dim, affine=False)
-            self.seg_2 = nn.Linear(embed_dim, embed_dim)
+        self.end_with(POOLINGS[pooling_func](wide[3] * bands), two_emb_layer)  # type: ignore[call-arg]
 
-    def forward(self, feats: Tensor) -> Tensor:
-        embedding = self.seg_1(self.pool(self._maps(feats)))  # (batch, embed_dim)
-        if self.two_emb_layer:
-            embedding = self.seg_2(self.seg_bn_1(torch.relu(embedding)))
-        return embedding
-
-    def frame_features(self, feats: Tensor) -> Tensor:
-        """(B, T, feat_dim) to (B, ceil(T / 8), channels * bands), channel-major."""
-        return self._maps(feats).flatten(1, 2).transpose(1, 2)
-
-    def _maps(self, feats: Tensor) -> Tensor:
+    def maps(self, feats: Tensor) -> Tensor:
         return self.layer4(self.layer3(self.layer2(self.layer1(self._stem(feats)))))
 
     def _stem(self, feats: Tensor) -> Tensor:

@@ -11,7 +11,8 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from speakerkit.embedding.registry import Backbone, register_backbone
+from speakerkit.embedding.pooled import PooledBackbone
+from speakerkit.embedding.registry import register_backbone
 from speakerkit.nn.pooling import POOLINGS
 
 
@@ -69,7 +70,7 @@ class Bottleneck(nn.Module):
         return torch.relu(out + self.shortcut(x))
 
 
-class ResNet(Backbone):
+class ResNet(PooledBackbone):
     """Four stages of residual blocks, the last three halving frequency and time, then pooling and a linear embedding.
 
     Args:
@@ -96,7 +97,6 @@ class ResNet(Backbone):
         self.feat_dim = feat_dim
         self.embed_dim = embed_dim
         self.min_frames = 9  # ceil(9 / 8) = 2
-        self.two_emb_layer = two_emb_layer
 
         self.conv1 = convolution(1, m_channels, 3)
         self.bn1 = nn.BatchNorm2d(m_channels)
@@ -107,11 +107,7 @@ class ResNet(Backbone):
         self.layer4 = self._stage(block, wide[2], 8 * m_channels, num_blocks[3], stride=2)
 
         bands = -(-feat_dim // 8)  # three strides of two, each rounding up
-        self.pool = POOLINGS[pooling_func](wide[3] * bands)  # type: ignore[call-arg]
-        self.seg_1 = nn.Linear(self.pool.out_dim, embed_dim)
-        if two_emb_layer:
-            self.seg_bn_1 = nn.BatchNorm1d(embed_dim, affine=False)
-            self.seg_2 = nn.Linear(embed_dim, embed_dim)
+        self.end_with(POOLINGS[pooling_func](wide[3] * bands), two_emb_layer)  # type: ignore[call-arg]
 
     @staticmethod
     def _stage(
@@ -120,17 +116,7 @@ class ResNet(Backbone):
         first = block(in_channels, channels, stride)
         return nn.Sequential(first, *(block(block.expansion * channels, channels, 1) for _ in range(blocks - 1)))
 
-    def forward(self, feats: Tensor) -> Tensor:
-        embedding = self.seg_1(self.pool(self._maps(feats)))  # (batch, embed_dim)
-        if self.two_emb_layer:
-            embedding = self.seg_2(self.seg_bn_1(torch.relu(embedding)))
-        return embedding
-
-    def frame_features(self, feats: Tensor) -> Tensor:
-        """(B, T, feat_dim) to (B, ceil(T / 8), channels * bands), channel-major."""
-        return self._maps(feats).flatten(1, 2).transpose(1, 2)
-
-    def _maps(self, feats: Tensor) -> Tensor:
+    def maps(self, feats: Tensor) -> Tensor:
         x = feats.transpose(1, 2).unsqueeze(1)  # (batch, 1, mels, frames)
         x = torch.relu(self.bn1(self.conv1(x)))
         return self.layer4(self.layer3(self.layer2(self.layer1(x))))  # (batch, channels, mels / 8, frames / 8)

@@ -39,6 +39,7 @@ from speakerkit.embedding.margin import margin_at
 from speakerkit.embedding.model import SpeakerNet, backbone_for
 from speakerkit.embedding.objective import Objective
 from speakerkit.embedding.registry import Backbone
+from speakerkit.embedding.sharded import build_sharded_head
 from speakerkit.errors import ConfigError, DataError, SpeakerKitError, TrainingError
 from speakerkit.features import Features, FrontEnd, features
 from speakerkit.nn.fbank import SpecAugment, front_end_module
@@ -109,7 +110,8 @@ class EmbeddingTask:
         """Front-end, backbone and head, from ``init`` where one is named."""
         config = self.config
         backbone = backbone_for(config.model, config.frontend)
-        head = build_head(config.head, backbone.embed_dim, len(self.classes) * len(self.speeds))
+        build = build_sharded_head if config.head_shards else build_head
+        head = build(config.head, backbone.embed_dim, len(self.classes) * len(self.speeds))
         _require_fit(head, config)
         self.classifies = head.classifies
         fbank = None if config.data.format == "feat" else front_end_module(config.frontend)
@@ -306,6 +308,8 @@ def _require_fit(head: Objective, config: EmbeddingConfig) -> None:
         fault = f"is {data.sampling!r}, {data.batch_size} chunks, {repeats} a speaker: {name} cannot compare them"
         remedy = "sampling: balanced, utterances_per_speaker from 2 on, batch_size of 2 speakers or more"
         raise ConfigError("data.sampling", fault, remedy)
+    if config.distillation and config.distillation.label_weight and config.head_shards:
+        raise ConfigError("distillation.label_weight", "needs the scores of all classes", "set it or head_shards off")
     if config.distillation and config.distillation.label_weight and not head.classifies:
         raise ConfigError("distillation.label_weight", f"{name} has no classes to learn them for", "set it to 0")
 

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from speakerkit.embedding.registry import Backbone, register_backbone
+from speakerkit.embedding.pooled import PooledBackbone
+from speakerkit.embedding.registry import register_backbone
 from speakerkit.nn.pooling import POOLINGS
 
 CONTEXT = 15  # frames that one frame before the pooling sees
@@ -29,7 +30,7 @@ class TDNNLayer(nn.Module):
 
 
 @register_backbone("XVEC")
-class XVEC(Backbone):
+class XVEC(PooledBackbone):
     """Table 1 of the paper.
 
     Args:
@@ -58,20 +59,10 @@ class XVEC(Backbone):
         self.frame_3 = TDNNLayer(hid_dim, hid_dim, kernel=3, dilation=3)
         self.frame_4 = TDNNLayer(hid_dim, hid_dim, kernel=1)
         self.frame_5 = TDNNLayer(hid_dim, stats_dim, kernel=1)
-        self.pool = POOLINGS[pooling_func](stats_dim)  # type: ignore[call-arg]
-        self.seg_1 = nn.Linear(self.pool.out_dim, embed_dim)
-        self.seg_bn_1 = nn.BatchNorm1d(embed_dim, affine=False)
-        self.seg_2 = nn.Linear(embed_dim, embed_dim)
+        self.end_with(POOLINGS[pooling_func](stats_dim), two_emb_layer=True)  # type: ignore[call-arg]
 
-    def forward(self, feats: Tensor) -> Tensor:
-        first = self.seg_1(self.pool(self._frames(feats)))
-        return self.seg_2(self.seg_bn_1(torch.relu(first)))  # (batch, embed_dim)
-
-    def frame_features(self, feats: Tensor) -> Tensor:
-        """(B, T, feat_dim) to (B, T - 14, stats_dim), at least one frame."""
-        return self._frames(feats).transpose(1, 2)
-
-    def _frames(self, feats: Tensor) -> Tensor:
+    def maps(self, feats: Tensor) -> Tensor:
+        """(B, T, feat_dim) to (B, stats_dim, T - 14), at least one frame."""
         x = whole_context(feats.transpose(1, 2))  # (batch, mels, frames)
         return self.frame_5(self.frame_4(self.frame_3(self.frame_2(self.frame_1(x)))))
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from speakerkit.bundle import GRAPH, read_bundle
 from speakerkit.config import to_dict
 from speakerkit.embedding.model import open_backbone
+from speakerkit.errors import BundleError
 from speakerkit.export.onnx import Parity, export_onnx
 
 
@@ -18,6 +19,8 @@ def export_bundle(path: Path) -> Parity:
         BundleError: no weights, or an ONNX file that differs from torch by more than 1e-4.
     """
     bundle = read_bundle(path)
+    if not bundle.has_weights:
+        raise BundleError(path, "has no weights to export", f"this bundle runs from its {GRAPH} as it is")
     config = bundle.config
     backbone = open_backbone(bundle)
     frontend = config.frontend.with_minimum(backbone.min_frames)

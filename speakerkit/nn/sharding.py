@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -61,7 +60,13 @@ class Sharded(nn.Module):
         return torch.Size((len(parameter) // self.share.count * self.share.total, *parameter.shape[1:]))
 
     def own(self, whole: Tensor) -> Tensor:
-        """This rank's rows of a tensor with those of all classes."""
+        """This rank's rows of a tensor with those of all classes.
+
+        Raises:
+            ValueError: it cannot be one.
+        """
+        if whole.ndim == 0 or len(whole) % self.share.total:
+            raise ValueError(f"a tensor {tuple(whole.shape)} does not hold {self.share.total} classes")
         return whole[self.share.rows(len(whole) // self.share.total)]
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
@@ -84,7 +89,7 @@ def sharded_modules(model: nn.Module) -> dict[str, Sharded]:
 
 def whole_shapes(model: nn.Module) -> dict[str, torch.Size]:
     """The shape of each tensor of a model with the rows of all ranks."""
-    modules: Mapping[str, Sharded] = sharded_modules(model)
+    modules = sharded_modules(model)
     return {
         name: modules[name].whole_shape(tensor) if name in modules else tensor.shape
         for name, tensor in model.state_dict().items()
@@ -120,7 +125,7 @@ def gather_batch(batch: Tensor, share: Share) -> Tensor:
     batch gets the gradient of the loss times the number of ranks: as where each has the mean over its own batch for a
     loss, the gradients of the layers before are those of the whole once averaged over the ranks.
     """
-    gathered_batch: Tensor = _Gather.apply(batch, share)  # type: ignore[no-untyped-call]
+    gathered_batch: Tensor = _Gather.apply(batch, share)
     return gathered_batch
 
 
@@ -162,12 +167,12 @@ def cross_entropy(logits: Tensor, label: Tensor, share: Share) -> Tensor:
         logits: of this rank's classes, (N, count), for the same N on all ranks.
         label: (N,) in 0 to below ``share.total``.
     """
-    loss: Tensor = _CrossEntropy.apply(logits, *place_of(label, share))  # type: ignore[no-untyped-call]
+    loss: Tensor = _CrossEntropy.apply(logits, *place_of(label, share))
     return loss
 
 
 def best_class(scores: Tensor, share: Share) -> Tensor:
-    """The class (N,) with the highest of the scores that the ranks have of their own, (N, count); of several the first."""
+    """The class (N,) with the highest score, from those of each rank's own classes (N, count); of several the first."""
     best, place = scores.detach().max(dim=1)
     found = torch.stack([best.double(), (place + share.first).double()])[None]  # (1, 2, N): exact up to 2^53 classes
     values, classes = gathered(found, share.size).unbind(dim=1)  # (ranks, N)

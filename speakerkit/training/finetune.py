@@ -10,14 +10,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from speakerkit.bundle import Bundle, read_bundle
+from speakerkit.bundle import GRAPH, Bundle, read_bundle
 from speakerkit.config import apply_overrides, parse, read_yaml, to_dict, write_yaml
 from speakerkit.data.holdout import Holdout, hold_out, write_holdout
 from speakerkit.data.lists import Utterance, read_data_dir, read_utterance_list
 from speakerkit.embedding.model import backbone_for, open_backbone
 from speakerkit.embedding.registry import Backbone
 from speakerkit.embedding.task import EmbeddingTask, trial_eer
-from speakerkit.errors import ConfigError, DataError
+from speakerkit.errors import BundleError, ConfigError, DataError
 from speakerkit.files import write_json
 from speakerkit.nn.device import usable_device
 from speakerkit.training.experiment import EmbeddingExperiment, run_experiment
@@ -30,6 +30,7 @@ logger = logging.getLogger("speakerkit.training")
 HELD_OUT_SPEAKERS = 30
 WARMUP_SHARE = 0.05  # of the steps
 CHECKPOINTS = 10
+SETTINGS = "finetune.yaml"  # written first: a folder that holds it is that of a fine-tuning
 
 # For minutes to hours of speech: the whole network moves a little, its new head ten times as fast.
 DEFAULTS: dict[str, Any] = {
@@ -91,9 +92,10 @@ class FineTuning:
 
     def write(self) -> Path:
         """Leave the lists and the configuration, whose path is returned."""
+        settings = self.exp_dir / SETTINGS
+        write_yaml(settings, to_dict(self.experiment))
         write_holdout(self.cut, _lists(self.exp_dir))
-        write_yaml(self.exp_dir / "finetune.yaml", to_dict(self.experiment))
-        return self.exp_dir / "finetune.yaml"
+        return settings
 
     def eer(self, backbone: Backbone) -> float | None:
         """Equal error rate of the trials in percent; ``None`` where there are none."""
@@ -145,6 +147,10 @@ def plan_finetuning(init: Path, data: Path, out: Path, options: Options) -> Fine
         ConfigError: settings that are wrong, or that the bundle or the data decide.
     """
     bundle = read_bundle(init)
+    if not bundle.has_weights:
+        raise BundleError(init, "has no weights to train", f"this bundle runs from its {GRAPH} only")
+    if out.is_dir() and any(out.iterdir()) and not (out / SETTINGS).is_file():
+        raise DataError(out, "holds something else than a fine-tuning", "name a new folder")
     read = read_utterance_list if data.is_file() else read_data_dir
     utterances = {utterance.key: utterance for utterance in read(data, options.allow_pipes)}
     if not utterances:

@@ -35,6 +35,7 @@ from speakerkit.training.ema import MovingAverage
 from speakerkit.training.log import RunLog
 from speakerkit.training.optimizer import build_optimizer, part_rates
 from speakerkit.training.schedules import learning_rate
+from speakerkit.training.shards import Shards
 from speakerkit.training.task import Batch, Task
 
 WAITING_WARNING = 0.3  # share of time spent waiting for data
@@ -98,6 +99,9 @@ class Trainer:
         self.rates = part_rates(self.model, optim)
         self.rates.freeze(self.model)
         self.optimizer = build_optimizer(self.model, optim, self.rates)
+        self.shards = Shards(self.model, self.optimizer, world)
+        if self.shards and trainer.precision == "fp16":  # each rank would skip the overflows of its own share alone
+            raise ConfigError("trainer.precision", "fp16 does not go with a model in shards", "use bf16 or fp32")
         self.ema = MovingAverage(self.model, trainer.ema) if trainer.ema else None
         self.scaler = torch.amp.GradScaler(world.device.type, enabled=trainer.precision == "fp16")
         effective = batch_size * world.size * trainer.accumulate
@@ -138,10 +142,10 @@ class Trainer:
         self._check_fingerprint(path, state.get("fingerprint"))
         try:
             self.model.load_state_dict(model_of(state, path))
-            self.optimizer.load_state_dict(state["optimizer"])
+            self.optimizer.load_state_dict(self.shards.own_optimizer(state["optimizer"]))
             self.scaler.load_state_dict(state["scaler"])
             if self.ema is not None:
-                self.ema.load_state_dict(state["ema"])
+                self.ema.load_state_dict({**state["ema"], "model": self.shards.own(state["ema"]["model"])})
             self.task.load_state_dict(state["task"])
             self.step, self.best = int(state["step"]), float(state["best"])
             self.metrics, self.skipped = dict(state["metrics"]), int(state["skipped"])
@@ -216,7 +220,7 @@ class Trainer:
             f"parameters ({trained / 1e6:.3f} M trained), steps {self.step} to {self.config.steps}, "
             f"peak lr {self.peak_lr:.4g} (scale rule: x {self.lr_scale:.4g})"
         )
-        for line in self.rates.described(self.model):
+        for line in [*self.rates.described(self.model), *self.shards.described()]:
             log.message(line)
 
     def _loop(self, log: RunLog, last: int) -> bool:
@@ -276,14 +280,14 @@ class Trainer:
         metrics: dict[str, float] = {}
         for index, batch in enumerate(drawn):
             last = index == len(drawn) - 1
-            with nullcontext() if last or self.world.size == 1 else model.no_sync():  # type: ignore[operator]
+            with nullcontext() if last or not isinstance(model, DistributedDataParallel) else model.no_sync():
                 with self._autocast():
                     loss, named = self.task.loss(model, _to_device(batch, self.world.device))
                 self.scaler.scale(loss / len(drawn)).backward()
             for name, value in {"loss": loss.detach(), **named}.items():
                 metrics[name] = metrics.get(name, 0.0) + float(value) / len(drawn)
         self.scaler.unscale_(self.optimizer)
-        norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.config.grad_clip or math.inf)
+        norm = self.shards.clip_gradients(self.model, self.config.grad_clip or math.inf)
         finite = math.isfinite(metrics["loss"]) and (math.isfinite(norm) or self._overflowed())
         if self.world.highest(int(not finite)):
             keys = [str(key) for batch in drawn for key in batch["keys"]]
@@ -323,15 +327,28 @@ class Trainer:
         planned = validating or self._due(self.config.save_every)
         if not planned and not at_end:
             return
+        weights = self._weights()
         with self.world.together():  # the main rank works, the others wait
             if self.world.is_main:
-                metrics = self._validate() if validating else {}
+                with self.shards.assembled(weights.get("ema", weights)["model"]):
+                    metrics = self._validate() if validating else {}
                 if metrics:
                     self.metrics = metrics
                     log.numbers(self.step, metrics, "valid")
                     if self._best_metric() not in metrics:
                         log.message(f"trainer.best_metric is none of {', '.join(metrics)}", logging.WARNING)
-                self._save(validated=bool(metrics), planned=planned)
+                self._save(weights, validated=bool(metrics), planned=planned)
+
+    def _weights(self) -> dict[str, Any]:
+        """Model, optimiser and moving average, whole on the main rank; all ranks take part."""
+        weights = {
+            "model": self.shards.whole(self.model.state_dict()),
+            "optimizer": self.shards.whole_optimizer(self.optimizer.state_dict()),
+        }
+        if self.ema is not None:
+            averages = self.ema.state_dict()
+            weights["ema"] = {**averages, "model": self.shards.whole(averages["model"])}
+        return weights
 
     def _best_metric(self) -> str:
         return self.config.best_metric or next(iter(self.metrics), "")
@@ -363,10 +380,10 @@ class Trainer:
             metrics.update(self.task.evaluate(self.model))
         return metrics
 
-    def _save(self, validated: bool, planned: bool) -> None:
+    def _save(self, weights: dict[str, Any], validated: bool, planned: bool) -> None:
         """Write a checkpoint. One that is not ``planned`` stands in for a stop only, and gives way to the next: what is
         averaged must not depend on where a run was stopped."""
-        broken = [name for name, tensor in self.model.state_dict().items() if not torch.isfinite(tensor).all()]
+        broken = [name for name, tensor in weights["model"].items() if not torch.isfinite(tensor).all()]
         if broken:
             raise TrainingError(str(self.exp_dir), f"{broken[0]} is not finite; nothing was saved", "lower optim.lr")
         value = self.metrics.get(self._best_metric(), math.nan)
@@ -377,9 +394,8 @@ class Trainer:
         save_checkpoint(
             path,
             {
+                **weights,
                 "step": self.step,
-                "model": self.model.state_dict(),
-                "optimizer": self.optimizer.state_dict(),
                 "scaler": self.scaler.state_dict(),
                 "task": self.task.state_dict(),
                 "fingerprint": self.fingerprint(),
@@ -387,7 +403,6 @@ class Trainer:
                 "metrics": self.metrics,
                 "skipped": self.skipped,
                 "stopgap": not planned,
-                **({"ema": self.ema.state_dict()} if self.ema is not None else {}),
             },
         )
         if self._stopgap is not None and self._stopgap != path:
@@ -403,7 +418,7 @@ class Trainer:
         if self.world.size == 1:
             return model
         devices = [self.world.device] if self.world.device.type == "cuda" else None
-        return DistributedDataParallel(model, device_ids=devices)
+        return self.shards.data_parallel(model, devices)
 
     def _autocast(self) -> Any:
         dtypes = {"bf16": torch.bfloat16, "fp16": torch.float16}

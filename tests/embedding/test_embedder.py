@@ -15,6 +15,7 @@ import soundfile
 from speakerkit.embedding import embedder as module
 from speakerkit.embedding.embedder import Embedder, load
 from speakerkit.errors import AudioError, BundleError, ConfigError
+from speakerkit.zoo.registry import known_models
 from tests.conftest import speech_like
 
 RATE = 16000
@@ -197,3 +198,9 @@ def test_cuda_that_is_not_there(onnx_bundle: Path) -> None:
     with pytest.raises(ConfigError, match=r"device cuda: cannot be used: onnxruntime offers .*CPUExecutionProvider"):
         load(onnx_bundle, "cuda")
     assert load(onnx_bundle, "auto").device == "cpu (onnxruntime)"
+
+
+def test_a_registered_name_that_has_not_been_fetched(tmp_path, monkeypatch):
+    monkeypatch.setenv("SPEAKERKIT_HOME", str(tmp_path))
+    with pytest.raises(BundleError, match=r"has not been fetched to .*speakerkit models fetch"):
+        load(next(iter(known_models())))

@@ -440,8 +440,9 @@ def test_a_pickle_inside_a_torch_file_is_never_run(tmp_path: Path) -> None:
             return eval, (f"open({str(tmp_path / 'ran')!r}, 'w')",)
 
     torch.save({**filled(campplus()), "pool": Trap()}, tmp_path / "model.bin")
-    with pytest.raises(BundleError, match="refused"):
+    with pytest.raises(BundleError, match="refused") as refusal:
         import_model(tmp_path / "model.bin", tmp_path / "ours")
+    assert "weights_only" not in str(refusal.value)  # torch's own message advises to run the code
     assert not (tmp_path / "ran").exists()
     pickle.loads(trap_pickle(tmp_path / "control"))
     assert (tmp_path / "control").exists()  # the trap works
@@ -453,6 +454,16 @@ def test_truncated_checkpoints(kept: int, tmp_path: Path) -> None:
     source.write_bytes(source.read_bytes()[:kept])
     with pytest.raises(BundleError, match=r"damaged|refused"):
         import_model(source, tmp_path / "ours")
+
+
+def test_weights_that_are_no_numbers(tmp_path: Path) -> None:
+    tensors = filled(campplus())
+    name = next(iter(tensors))
+    tensors[name].view(-1)[0] = torch.inf
+    torch.save(tensors, tmp_path / "model.bin")
+    with pytest.raises(BundleError, match=f"holds NaN or infinity in {re.escape(name)}"):
+        import_model(tmp_path / "model.bin", tmp_path / "ours")
+    assert not (tmp_path / "ours").exists()
 
 
 def test_folders_that_do_not_say_what_to_import(tmp_path: Path, small_bundle: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -188,6 +189,7 @@ def test_too_little_to_hold_out_says_so(tune: Callable[..., Ran], corpus: Path, 
         (("--set", "exp_dir=x"), "exp_dir: is 'x'"),
         (("--set", "optim=3"), "optim"),
         (("--freeze", "backbone.layer9"), "'backbone.layer9' .*did you mean 'backbone.layer"),
+        (("--freeze", "nowhere"), r"choose from backbone, backbone\.bn, [^;]{,400}$"),
         (("--freeze", "backbone", "--freeze", "head"), "freezes the whole model"),
         (("--freeze", ""), "lr_factors"),
         (("--layer-decay", "0"), "layer_decay"),
@@ -260,13 +262,31 @@ def test_data_that_cannot_be_learned_from(
             "names 1 utterances that --data does not hold, 'nobody' first",
         ),
         (lambda: tune("--trials", tmp_path / "all"), "leaves fewer than two speakers"),
-        (lambda: speakerkit(*base), "this bundle runs from its ONNX file only"),
+        (lambda: speakerkit(*base), "has no weights to train; this bundle runs from its model.onnx only"),
     )
     for run, fault in cases:
         done = run()
         assert done.code == 2
         assert len(done.errors) == 1, done.err
         assert fault in done.errors[0], done.errors[0]
+
+
+def test_a_folder_of_something_else_stays_as_it_is(
+    tune: Callable[..., Ran], torch_bundle: Path, tmp_path: Path
+) -> None:
+    """The folder of the bundle, whose weights `--out` would replace, and one with lists of somebody."""
+    theirs = tmp_path / "theirs"
+    (theirs / "lists").mkdir(parents=True)
+    (theirs / "lists" / "train.list").write_text("mine")
+    shutil.copytree(torch_bundle, tmp_path / "model" / "bundle")
+    for out in ("theirs", "model"):
+        before = {path: path.read_bytes() for path in (tmp_path / out).rglob("*") if path.is_file()}
+        done = tune(out=out)
+        assert done.code == 2
+        assert done.errors == [
+            f"speakerkit: error: {tmp_path / out}: holds something else than a fine-tuning; name a new folder"
+        ]
+        assert {path: path.read_bytes() for path in (tmp_path / out).rglob("*") if path.is_file()} == before
 
 
 @pytest.mark.slow

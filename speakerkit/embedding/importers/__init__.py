@@ -20,7 +20,7 @@ from speakerkit.embedding.importers.taoruijie import TAORUIJIE_MARK, from_taorui
 from speakerkit.embedding.importers.three_d_speaker import CAMPPLUS_MARK, ERES2NET_MARK, from_3d_speaker
 from speakerkit.errors import BundleError, ConfigError
 from speakerkit.registry import suggest
-from speakerkit.weights import published_tensors
+from speakerkit.weights import published_tensors, require_finite
 from speakerkit.wespeaker import CHECKPOINT, is_wespeaker, read_wespeaker, wespeaker_tensors
 
 TRANSLATORS: dict[str, Callable[[Tensors, Path, int | None], Translated]] = {
@@ -194,6 +194,7 @@ def _import_weights(weights: Path, out: Path, kind: str, found: Translated, lice
     except ConfigError as error:
         raise BundleError(weights, f"{error.subject} {error.fault}", error.remedy) from None
     load_tensors(backbone, found.tensors, weights)
+    require_finite(found.tensors, weights)
     config = BundleConfig(
         model=found.model,
         frontend=found.frontend.with_minimum(backbone.min_frames),
