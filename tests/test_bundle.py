@@ -70,6 +70,10 @@ def test_weights_that_are_not_finite_give_no_embedding(copy: Path) -> None:
 
     (copy / "model.onnx").unlink()
     change_tensors(copy, lambda t: t["linear.bias"].fill_(float("nan")))
+    with pytest.raises(BundleError, match=r"holds NaN or infinity in linear\.bias"):
+        load(copy, device="cpu")
+    change_tensors(copy, lambda t: t["linear.bias"].zero_())
+    change_tensors(copy, lambda t: t["linear.weight"].fill_(3e38))
     with pytest.raises(BundleError, match="zero or not finite"):
         load(copy, "cpu").embed(speech_like(1.0), rate=16000)
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from speakerkit.embedding.objective import HEADS, Objective, full_precision, number_above, one_of
+from speakerkit.errors import ConfigError
 
 
 class MetricLoss(Objective):
@@ -59,7 +60,7 @@ class Triplet(MetricLoss):
         self, embed_dim: int, num_classes: int, mining: str = "hard", soft: bool = False, margin: float = 0.2
     ) -> None:
         super().__init__(embed_dim, num_classes)
-        self.mining, self.soft = one_of(("hard", "semi-hard"), "mining", mining), soft
+        self.mining, self.soft = one_of(("hard", "semi-hard"), "mining", mining), _switch("soft", soft)
         self.margin = None if soft else 0.0
         self.update(margin)
 
@@ -73,6 +74,12 @@ class Triplet(MetricLoss):
             return mean_or_zero(F.softplus(far - near))
         margin = self.margin if self.training and self.margin else 0.0
         return mean_or_zero(F.relu(far - near + margin))
+
+
+def _switch(name: str, value: object) -> bool:
+    if not isinstance(value, bool):
+        raise ConfigError("head.args", f"{name} is {value!r}", "it is true or false")
+    return value
 
 
 def hardest(distance: Tensor, positive: Tensor, negative: Tensor) -> tuple[Tensor, Tensor]:
@@ -209,7 +216,7 @@ class Centre(Objective):
 
     def __init__(self, embed_dim: int, num_classes: int, weight: float = 0.003, normalise: bool = False) -> None:
         super().__init__()
-        self.weight, self.normalise = number_above(0, "weight", weight), normalise
+        self.weight, self.normalise = number_above(0, "weight", weight), _switch("normalise", normalise)
         self.centres = nn.Parameter(torch.empty(num_classes, embed_dim))
         nn.init.xavier_uniform_(self.centres)
 

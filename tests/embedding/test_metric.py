@@ -271,6 +271,8 @@ def test_joint_of_metric_losses_has_no_scores() -> None:
     ("name", "args", "fault"),
     [
         ("triplet", {"mining": "easy"}, "mining is 'easy'; choose from hard, semi-hard"),
+        ("triplet", {"soft": "no"}, "soft is 'no'; it is true or false"),
+        ("centre", {"normalise": "no"}, "normalise is 'no'"),
         ("ge2e", {"kind": "sigmoid"}, "kind is 'sigmoid'"),
         ("ge2e", {"w": 0}, "w is 0"),
         ("angular_prototypical", {"b": "x"}, "b is 'x'"),
