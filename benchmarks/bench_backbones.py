@@ -53,10 +53,10 @@ def untrained(folder: Path) -> list[Path]:
 
 
 def millions_of_macs(bundle: Bundle) -> tuple[float, float]:
-    """Parameters, and multiply-accumulates of convolutions and matrix products in 2 s of speech, both in 10^6."""
+    """Parameters as trained, and multiply-accumulates (convolutions, matrix products) of 2 s at inference, in 10^6."""
     backbone = open_backbone(bundle).eval()
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        backbone(torch.randn(1, FRAMES, backbone.feat_dim))
+        backbone.deployed()(torch.randn(1, FRAMES, backbone.feat_dim))
     return sum(parameter.numel() for parameter in backbone.parameters()) / 1e6, counter.get_total_flops() / 2e6
 
 
