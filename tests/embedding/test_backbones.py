@@ -1,7 +1,5 @@
 """Every registered backbone: shapes, gradients, published sizes, batch invariance, shortest input."""
 
-from functools import cache
-
 import pytest
 import torch
 
@@ -54,7 +52,13 @@ def trained_a_little(name: str, **args: object) -> Backbone:
     return backbone.eval()
 
 
-@cache
+@pytest.fixture(scope="module", params=NAMES)
+def name(request: pytest.FixtureRequest) -> str:
+    """Every backbone; the tests of one run together, so that only one large model is held."""
+    return request.param
+
+
+@pytest.fixture(scope="module")
 def lively(name: str) -> Backbone:
     return trained_a_little(name)
 
@@ -67,9 +71,8 @@ def pool_input(backbone: Backbone, feats: torch.Tensor) -> torch.Tensor:
     return frame_rows(seen[0])
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_forward(name):
-    backbone = lively(name)
+def test_forward(name, lively):
+    backbone = lively
     assert (backbone.feat_dim, backbone.embed_dim) == (family_of(name).feat_dim, EMBED_DIM)
     with torch.no_grad():
         embedding = backbone(random_feats(name, 3, 70))
@@ -84,7 +87,6 @@ def test_every_name_belongs_to_one_family():
     assert named == sorted(backbone_names())
 
 
-@pytest.mark.parametrize("name", NAMES)
 def test_every_parameter_gets_a_finite_gradient(name):
     torch.manual_seed(0)
     backbone = build_backbone(name, **small_args(name)).train()
@@ -116,9 +118,8 @@ def test_published_names_and_shapes(name):
     assert {key: tuple(state[key].shape) if key in state else None for key in expected} == expected
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_embedding_does_not_depend_on_its_batch_or_on_calls_before(name):
-    backbone = lively(name)
+def test_embedding_does_not_depend_on_its_batch_or_on_calls_before(name, lively):
+    backbone = lively
     before = {key: value.clone() for key, value in backbone.state_dict().items()}
     feats = random_feats(name, 4, 50, torch.Generator().manual_seed(3))
     with torch.no_grad():
@@ -133,9 +134,8 @@ def test_embedding_does_not_depend_on_its_batch_or_on_calls_before(name):
     assert all(torch.equal(value, before[key]) for key, value in backbone.state_dict().items())
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_shortest_input_brings_two_frames_to_the_pooling(name):
-    backbone = lively(name)
+def test_shortest_input_brings_two_frames_to_the_pooling(name, lively):
+    backbone = lively
     shortest = backbone.min_frames
     feats = torch.randn(2, shortest, backbone.feat_dim)
     with torch.no_grad():
@@ -147,9 +147,8 @@ def test_shortest_input_brings_two_frames_to_the_pooling(name):
     assert (first - second).abs().max() > 1e-4
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_frame_features_are_what_the_pooling_sees(name):
-    backbone, family = lively(name), family_of(name)
+def test_frame_features_are_what_the_pooling_sees(name, lively):
+    backbone, family = lively, family_of(name)
     for frames in (40, 41):
         feats = random_feats(name, 2, frames)
         with torch.no_grad():
