@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass, field
+import math
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from speakerkit.config import NamedConfig, parse, read_yaml, to_dict, write_yaml
 from speakerkit.errors import BundleError, ConfigError
 from speakerkit.features import FrontEnd
+from speakerkit.files import write_json
 from speakerkit.weights import require_finite
 from speakerkit.wespeaker import CHECKPOINT, is_wespeaker, read_wespeaker, wespeaker_tensors
 
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 FORMAT = "speakerkit-bundle-1"
+CALIBRATION_FORMAT = "speakerkit-calibration-1"
 CONFIG, WEIGHTS, GRAPH, CALIBRATION = "config.yaml", "model.safetensors", "model.onnx", "calibration.json"
 
 
@@ -39,6 +42,35 @@ class BundleConfig:
     format: str = FORMAT
     provenance: dict[str, Any] = field(default_factory=dict)
     results: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """``calibration.json`` of a bundle: what its cosines mean.
+
+    Attributes:
+        threshold: cosine from which on two recordings are taken for one speaker.
+        source: where it came from, in words.
+        model_sha256: digest of the model; "" in files that do not tell.
+        scale: the log-likelihood ratio (natural logarithm) of a cosine is ``scale * cosine + offset``; ``None`` in
+            files without.
+        offset: see ``scale``.
+        thresholds: for each asked rate ``rate`` ("far" or "frr"), ``asked``, ``threshold``, and what was measured
+            there: ``far``, ``frr``, ``false_accepts``, ``misses``.
+        data: what it was learnt from: trials, counts, EER, Cllr.
+    """
+
+    threshold: float
+    source: str
+    model_sha256: str = ""
+    scale: float | None = None
+    offset: float | None = None
+    thresholds: tuple[dict[str, Any], ...] = ()
+    data: dict[str, Any] = field(default_factory=dict)
+
+    def llr(self, cosine: float) -> float | None:
+        """Log-likelihood ratio (natural logarithm) of a cosine; ``None`` where the map is not known."""
+        return None if self.scale is None or self.offset is None else self.scale * cosine + self.offset
 
 
 @dataclass(frozen=True)
@@ -93,19 +125,68 @@ class Bundle:
         require_finite(tensors, path)
         return tensors
 
-    def threshold(self) -> tuple[float, str] | None:
-        """Cosine threshold and where it came from, out of ``calibration.json``; ``None`` where uncalibrated."""
+    def calibration(self) -> Calibration | None:
+        """What ``calibration.json`` says; ``None`` where uncalibrated.
+
+        Raises:
+            BundleError: a damaged file, a threshold that is no cosine, or the calibration of other weights.
+        """
         path = self.path / CALIBRATION
         if not path.is_file():
             return None
         try:
-            values = json.loads(path.read_text(encoding="utf-8"))
-            threshold, source = float(values["threshold"]), str(values["source"])
-        except (ValueError, KeyError, TypeError, OSError, RecursionError) as error:
+            calibration = _parse_calibration(json.loads(path.read_text(encoding="utf-8")))
+        except (ValueError, KeyError, TypeError, AttributeError, OSError, RecursionError, OverflowError) as error:
             raise BundleError(path, f"holds no threshold ({error!r})", "calibrate the bundle again") from None
-        if not -1 <= threshold <= 1:
-            raise BundleError(path, f"holds a threshold of {threshold}", "a cosine lies in [-1, 1]; calibrate again")
-        return threshold, source
+        if not -1 <= calibration.threshold <= 1:
+            fault = f"holds a threshold of {calibration.threshold}"
+            raise BundleError(path, fault, "a cosine lies in [-1, 1]; calibrate again")
+        if calibration.model_sha256 and not self._is_model(calibration.model_sha256):
+            raise BundleError(path, "is the calibration of other weights", "run `speakerkit calibrate` again")
+        return calibration
+
+    def threshold(self) -> tuple[float, str] | None:
+        """Cosine threshold and where it came from, out of ``calibration.json``; ``None`` where uncalibrated.
+
+        Raises:
+            BundleError: as :meth:`calibration`.
+        """
+        calibration = self.calibration()
+        return None if calibration is None else (calibration.threshold, calibration.source)
+
+    def write_calibration(self, calibration: Calibration) -> Path:
+        """Write ``calibration.json``, atomically, and return its path."""
+        values = asdict(calibration)
+        scale, offset = values.pop("scale"), values.pop("offset")
+        llr = {} if scale is None else {"llr": {"scale": scale, "offset": offset}}
+        write_json(self.path / CALIBRATION, {"format": CALIBRATION_FORMAT, **values, **llr})
+        return self.path / CALIBRATION
+
+    def _is_model(self, digest: str) -> bool:
+        """Whether ``digest`` is that of the weights, or without weights of those that the ONNX file came from."""
+        if self.digest() == digest:
+            return True
+        # The metadata of an export hold the digest of its weights, as text.
+        return not self.has_weights and digest.encode() in (self.path / GRAPH).read_bytes()
+
+
+def _parse_calibration(values: dict[str, Any]) -> Calibration:
+    """Values of ``calibration.json``; of the older form with ``threshold`` and ``source`` only, too."""
+    if values.get("format", CALIBRATION_FORMAT) != CALIBRATION_FORMAT:
+        raise ValueError(f"format {values['format']!r}")
+    llr = values.get("llr")
+    scale, offset = (None, None) if llr is None else (float(llr["scale"]), float(llr["offset"]))
+    if scale is not None and not (0 < scale < math.inf and math.isfinite(offset or 0.0)):
+        raise ValueError(f"a map to LLR with scale {scale} and offset {offset}")
+    return Calibration(
+        threshold=float(values["threshold"]),
+        source=str(values["source"]),
+        model_sha256=str(values.get("model_sha256", "")),
+        scale=scale,
+        offset=offset,
+        thresholds=tuple(dict(row) for row in values.get("thresholds", ())),
+        data=dict(values.get("data", {})),
+    )
 
 
 def read_bundle(path: str | Path) -> Bundle:

@@ -32,13 +32,22 @@ def similarity(
     device: Device = "auto",
     as_json: Json = False,
 ) -> None:
-    """Cosine of two recordings in [-1, 1]; a decision only where a threshold is known."""
+    """Cosine of two recordings in [-1, 1], and its log-likelihood ratio and a decision where the model is calibrated.
+
+    The decision is by the cosine; a positive ratio (natural logarithm) speaks for one speaker.
+    """
     short_audio, picked = check_short(short), check_channel(channel)
     embedder = open_model(model, device)
+    calibration = embedder.bundle.calibration()
     cosine = embedder.similarity(first, second, channel=picked, short=short_audio)
-    known = (threshold, "--threshold") if threshold is not None else embedder.bundle.threshold()
+    llr = None if calibration is None else calibration.llr(cosine)
+    known = None if calibration is None else (calibration.threshold, calibration.source)
+    if threshold is not None:
+        known = threshold, "--threshold"
     result = {
         "cosine": round(cosine, 6),
+        "llr": None if llr is None else round(llr, 4),
+        "calibrated": calibration is not None,
         "threshold": known[0] if known else None,
         "threshold_source": known[1] if known else None,
         "same_speaker": cosine >= known[0] if known else None,
@@ -47,6 +56,7 @@ def similarity(
         typer.echo(json.dumps(result))
         return
     typer.echo(f"cosine {cosine:.4f}")
+    typer.echo("LLR uncalibrated" if llr is None else f"LLR {llr:.2f}")
     if known is None:
         typer.echo("uncalibrated: no threshold is known for this model, so there is no decision")
     else:

@@ -1,0 +1,84 @@
+"""``speakerkit verify``."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import numpy as np
+import typer
+
+from speakerkit.cli.options import (
+    ChannelOption,
+    Device,
+    Json,
+    Model,
+    ShortAudio,
+    check_channel,
+    check_short,
+    open_model,
+)
+from speakerkit.cli.voices import MatchOption, check_match
+
+if TYPE_CHECKING:
+    from speakerkit.verification.voiceprints.decision import Verification
+
+ANSWERS = {"same": "yes: same speaker", "different": "no: another speaker", "undecided": "no decision"}
+
+
+def verify(
+    claimed: Annotated[str, typer.Argument(metavar="NAME|FILE", help="An enrolled voice, or a recording.")],
+    file: Annotated[Path, typer.Argument(help="The recording in question.")],
+    model: Model,
+    db: Annotated[
+        str | None,
+        typer.Option("--db", help="Database of voices; without one, two recordings.", envvar="SPEAKERKIT_VOICES"),
+    ] = None,
+    match: MatchOption = "mean",
+    threshold: Annotated[
+        float | None, typer.Option(min=-1, max=1, help="Decide by this cosine instead of the model's.")
+    ] = None,
+    short: ShortAudio = "error",
+    channel: ChannelOption = "mix",
+    device: Device = "auto",
+    as_json: Json = False,
+) -> None:
+    """Is it the voice of NAME, or of another recording: cosine, log-likelihood ratio (LLR), threshold, decision."""
+    from speakerkit.verification.voiceprints.decision import verify as decide
+    from speakerkit.verification.voiceprints.enrolment import enrolment_of
+    from speakerkit.verification.voiceprints.store import ModelStamp, open_store
+
+    padded, picked, matched = check_short(short), check_channel(channel), check_match(match)
+    embedder = open_model(model, device)
+    store = None if db is None or (Path(claimed).is_file() and not _is_voice(db, claimed)) else open_store(db)
+    if store is None:
+        first = enrolment_of(embedder, claimed, picked, padded).vector.astype(np.float64)
+        second = enrolment_of(embedder, file, picked, padded).vector.astype(np.float64)
+        cosine = float(np.clip(first @ second, -1.0, 1.0))
+    else:
+        with store:
+            store.require_model(ModelStamp.of(embedder.bundle))
+            store.voice(claimed)
+            cosine = store.cosine(claimed, enrolment_of(embedder, file, picked, padded).vector, matched)
+    result = decide(embedder.bundle, cosine, threshold)
+    typer.echo(json.dumps(asdict(result)) if as_json else _text(result))
+
+
+def _is_voice(db: str, name: str) -> bool:
+    from speakerkit.verification.voiceprints.store import open_store
+
+    with open_store(db) as store:
+        return name in store
+
+
+def _text(result: Verification) -> str:
+    lines = [f"cosine {result.cosine:.4f}"]
+    if result.llr is not None:
+        lines.append(f"LLR {result.llr:.2f}")
+    if result.threshold is not None:
+        lines.append(f"threshold {result.threshold:.4f} ({result.threshold_source})")
+    mark = "" if result.calibrated else "uncalibrated: "
+    remedy = "; give --threshold, or calibrate the model" if result.threshold is None else ""
+    return "\n".join([*lines, f"{mark}{ANSWERS[result.decision]}{remedy}"])
