@@ -76,11 +76,6 @@ class Backend:
                 "use embeddings of that model, or train the back-end anew",
             )
 
-    def prepare(self, embeddings: Embeddings) -> Floats:
-        """All rows (rows, dim) after the chain."""
-        self.require_fit(embeddings)
-        return self.chain.apply(embeddings.vectors, embeddings.keys, embeddings.source)
-
 
 def train_backend(
     embeddings: Embeddings,
@@ -252,19 +247,14 @@ def score_backend(
     enrol_source = embeddings if enrol_embeddings is None else enrol_embeddings
     backend.require_fit(embeddings)
     backend.require_fit(enrol_source)
-    test = backend.chain.apply(embeddings.vectors[embeddings.rows(trials.test_ids)], trials.test_ids, embeddings.source)
+    on_sphere = isinstance(backend.model, Psda)
+    test = _processed(backend.chain, embeddings, trials.test_ids, on_sphere)
     pairs = (trials.enrol, trials.test)
-    enrol, counts = _enrolments(backend.chain, enrol_source, trials.enrol_ids, enrol_map, multi)
+    enrol, counts = _enrolments(backend.chain, enrol_source, trials.enrol_ids, enrol_map, multi, on_sphere)
     if isinstance(backend.model, Psda):
-        test = unit(test)
-        sums = counts[:, None] * enrol
-        if multi == "average":
-            sums = unit(sums)
-        return Scores(trials, backend.model.llr(sums, test, pairs))
-    projected = backend.model.project(enrol, counts, backend.normalise)
-    return Scores(
-        trials, backend.model.llr(projected, counts, backend.model.project(test, 1, backend.normalise), pairs)
-    )
+        return Scores(trials, backend.model.llr(counts[:, None] * enrol, test, pairs))
+    enrol = backend.model.project(enrol, counts, backend.normalise)
+    return Scores(trials, backend.model.llr(enrol, counts, backend.model.project(test, 1, backend.normalise), pairs))
 
 
 def speakers_of(embeddings: Embeddings, speakers: Mapping[str, str]) -> list[str]:
@@ -286,12 +276,22 @@ def speakers_of(embeddings: Embeddings, speakers: Mapping[str, str]) -> list[str
     return [speakers[key] for key in embeddings.keys]
 
 
+def _processed(chain: Chain, source: Embeddings, keys: Sequence[str], on_sphere: bool) -> Floats:
+    rows = chain.apply(source.vectors[source.rows(keys)], keys, source.source)
+    return unit(rows) if on_sphere else rows
+
+
 def _enrolments(
-    chain: Chain, source: Embeddings, ids: Sequence[str], enrol_map: Mapping[str, Sequence[str]] | None, multi: Multi
+    chain: Chain,
+    source: Embeddings,
+    ids: Sequence[str],
+    enrol_map: Mapping[str, Sequence[str]] | None,
+    multi: Multi,
+    on_sphere: bool,
 ) -> tuple[Floats, Floats]:
     """Mean of the processed sessions (enrolments, dim), and how many sessions it stands for."""
     if enrol_map is None:
-        return chain.apply(source.vectors[source.rows(ids)], ids, source.source), np.ones(len(ids))
+        return _processed(chain, source, ids, on_sphere), np.ones(len(ids))
     missing = [name for name in ids if not enrol_map.get(name)]
     if missing:
         raise DataError(
@@ -302,12 +302,12 @@ def _enrolments(
     keys = [key for name in ids for key in enrol_map[name]]
     counts = np.array([len(enrol_map[name]) for name in ids])
     starts = np.cumsum(counts) - counts
+    if multi == "book":
+        sums = np.add.reduceat(_processed(chain, source, keys, on_sphere), starts, axis=0)
+        return sums / counts[:, None], counts.astype(np.float64)
     vectors = source.vectors[source.rows(keys)].astype(np.float64)
-    if multi == "average":
-        means = np.add.reduceat(vectors, starts, axis=0) / counts[:, None]
-        return chain.apply(means, ids, source.source), np.ones(len(ids))
-    processed = chain.apply(vectors, keys, source.source)
-    return np.add.reduceat(processed, starts, axis=0) / counts[:, None], counts.astype(np.float64)
+    rows = chain.apply(np.add.reduceat(vectors, starts, axis=0) / counts[:, None], ids, source.source)
+    return unit(rows) if on_sphere else rows, np.ones(len(ids))
 
 
 def _vector(path: str | Path) -> Floats:

@@ -247,7 +247,7 @@ def calibrate(
         offset=linear.offset,
         thresholds=tuple(_row(kind, rate, point) for kind, rate, point in points),
         data={
-            "trials": source,
+            "trials": Path(source).name,
             "targets": curve.targets,
             "nontargets": curve.nontargets,
             **(data or {}),

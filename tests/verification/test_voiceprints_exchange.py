@@ -103,7 +103,7 @@ def test_the_model_must_be_the_same(store: VoiceStore, tmp_path: Path) -> None:
     path = export_voices(store, tmp_path / "out.npy")
     with open_store(tmp_path / "other.db", create=True) as other:
         with pytest.raises(DataError, match=r"holds vectors of model cccccccccccc .*, not of dddddddddddd"):
-            read_voices(path, stamp=ModelStamp("d" * 64, DIM).add_to(other))
+            read_voices(path, stamp=ModelStamp("d" * 64, DIM))
         item = Enrolment.from_embedding(np.ones(DIM), 1.0, "0" * 64, "x.wav")
         other.add("x", [item], ModelStamp("d" * 64, DIM))
         with pytest.raises(DataError, match="holds voiceprints of model dddddddddddd"):

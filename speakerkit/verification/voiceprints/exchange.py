@@ -112,7 +112,9 @@ def _mean_rows(store: VoiceStore) -> tuple[list[_Row], list[Vectors]]:
     voices = {voice.name: voice for voice in store.voices()}
     rows, vectors = [], []
     for name, vector in store.means():
-        voice = voices[name]
+        voice = voices.get(name)
+        if voice is None:
+            continue  # enrolled or renamed this moment
         details = {"seconds": voice.seconds, "recordings": voice.recordings, "created": voice.created}
         rows.append(_Row(_key(name), name, details))
         vectors.append(vector)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -129,26 +129,35 @@ class Searcher:
         if vector.shape != (stamp.dimension,):
             fault = f"holds voiceprints of {stamp.dimension} values, not of shape {vector.shape}"
             raise DataError(self._store.location, fault, "use the model that made them")
-        recent = self._changed_since(self.index.generation, vector, count)
+        changed, recent = self._changed_since(self.index.generation, vector, count)
         wanted = count + SPARE
         while True:
             ids = self.index.candidates(vector, wanted)
-            found = self._store.cosines([*ids.tolist(), *recent], vector, self._match)
-            if len(found) >= count or len(ids) < wanted:
+            lasting = [number for number in ids.tolist() if number not in changed]
+            found = self._store.cosines([*lasting, *recent], vector, self._match)
+            if len(found) >= count + len(recent) or len(ids) < wanted:
                 break
-            wanted *= 4  # recordings of one voice, or voices that are gone, took the places
+            wanted *= 4  # recordings of one voice, or voices that changed or are gone, took the places
         ranked = sorted(found.items(), key=lambda item: (-item[1], item[0]))[:count]
         return [Candidate(name, cosine) for name, cosine in ranked]
 
-    def _changed_since(self, generation: int | None, vector: Vector, count: int) -> list[int]:
+    def _changed_since(self, generation: int | None, vector: Vector, count: int) -> tuple[set[int], list[int]]:
+        """The voices that changed after an index was built, and the nearest ``count`` (or more) of them."""
+        changed: set[int] = set()
         if generation is None or generation == self._store.generation():
-            return []
+            return changed, []
+
+        def noted() -> Iterator[Block]:
+            for block in self._store.blocks(self._match, since=generation):
+                changed.update(block.ids.tolist())
+                yield block
+
         wanted = count + SPARE
         while True:
-            ids = exact_search(self._store.blocks(self._match, since=generation), vector[None], wanted)[1][0]
-            distinct = {int(number) for number in ids if number >= 0}
-            if len(distinct) >= count or ids[-1] < 0:
-                return sorted(distinct)
+            ids = exact_search(noted(), vector[None], wanted)[1][0]
+            nearest = {int(number) for number in ids if number >= 0}
+            if len(nearest) >= count or ids[-1] < 0:
+                return changed, sorted(nearest)
             wanted *= 4
 
 
