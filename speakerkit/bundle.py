@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
+import re
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from speakerkit.config import NamedConfig, parse, read_yaml, to_dict, write_yaml
-from speakerkit.errors import BundleError, ConfigError
+from speakerkit.errors import BundleError, ConfigError, one_line
 from speakerkit.features import FrontEnd
 from speakerkit.files import write_json
 from speakerkit.weights import require_finite
@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 FORMAT = "speakerkit-bundle-1"
 CALIBRATION_FORMAT = "speakerkit-calibration-1"
 CONFIG, WEIGHTS, GRAPH, CALIBRATION = "config.yaml", "model.safetensors", "model.onnx", "calibration.json"
+
+# An entry of an ONNX file's metadata as protobuf writes it: name, tag of the value, its length, the value.
+EXPORTED_FROM = rb"weights_sha256\x12\x40([0-9a-f]{64})"
 
 
 @dataclass(frozen=True)
@@ -93,9 +96,14 @@ class Bundle:
         return self.path / GRAPH if (self.path / GRAPH).is_file() else None
 
     def digest(self) -> str:
-        """SHA-256 of the weights (of the ONNX file where there are none): which model made an embedding."""
-        source = self.path / (self.weights if self.has_weights else GRAPH)
-        return hashlib.sha256(source.read_bytes()).hexdigest()
+        """SHA-256 of the weights: which model made an embedding.
+
+        Without weights that of those the ONNX file was exported from, by its metadata: the same model, whichever of
+        the two it is left with. Where they do not tell, that of the ONNX file.
+        """
+        content = (self.path / (self.weights if self.has_weights else GRAPH)).read_bytes()
+        told = [] if self.has_weights else re.findall(EXPORTED_FROM, content)
+        return str(told[-1], "ascii") if told else hashlib.sha256(content).hexdigest()
 
     @property
     def has_weights(self) -> bool:
@@ -141,7 +149,7 @@ class Bundle:
         if not -1 <= calibration.threshold <= 1:
             fault = f"holds a threshold of {calibration.threshold}"
             raise BundleError(path, fault, "a cosine lies in [-1, 1]; calibrate again")
-        if calibration.model_sha256 and not self._is_model(calibration.model_sha256):
+        if calibration.model_sha256 not in ("", self.digest()):
             raise BundleError(path, "is the calibration of other weights", "run `speakerkit calibrate` again")
         return calibration
 
@@ -162,13 +170,6 @@ class Bundle:
         write_json(self.path / CALIBRATION, {"format": CALIBRATION_FORMAT, **values, **llr})
         return self.path / CALIBRATION
 
-    def _is_model(self, digest: str) -> bool:
-        """Whether ``digest`` is that of the weights, or without weights of those that the ONNX file came from."""
-        if self.digest() == digest:
-            return True
-        # The metadata of an export hold the digest of its weights, as text.
-        return not self.has_weights and digest.encode() in (self.path / GRAPH).read_bytes()
-
 
 def _parse_calibration(values: dict[str, Any]) -> Calibration:
     """Values of ``calibration.json``; of the older form with ``threshold`` and ``source`` only, too."""
@@ -176,12 +177,15 @@ def _parse_calibration(values: dict[str, Any]) -> Calibration:
         raise ValueError(f"format {values['format']!r}")
     llr = values.get("llr")
     scale, offset = (None, None) if llr is None else (float(llr["scale"]), float(llr["offset"]))
-    if scale is not None and not (0 < scale < math.inf and math.isfinite(offset or 0.0)):
+    if scale is not None and not (0 < scale < 1e100 and abs(offset or 0.0) < 1e100):
         raise ValueError(f"a map to LLR with scale {scale} and offset {offset}")
+    digest = str(values.get("model_sha256", ""))
+    if not re.fullmatch("([0-9a-f]{64})?", digest):
+        raise ValueError(f"model_sha256 {digest[:100]!r}")
     return Calibration(
         threshold=float(values["threshold"]),
-        source=str(values["source"]),
-        model_sha256=str(values.get("model_sha256", "")),
+        source=one_line(str(values["source"])),  # it is shown on terminals
+        model_sha256=digest,
         scale=scale,
         offset=offset,
         thresholds=tuple(dict(row) for row in values.get("thresholds", ())),
@@ -232,7 +236,7 @@ def parse_config(values: dict[str, Any], path: Path) -> BundleConfig:
 
 
 def write_bundle(path: str | Path, config: BundleConfig, tensors: dict[str, Tensor]) -> Bundle:
-    """Write configuration and weights; an ONNX file of earlier weights is removed.
+    """Write configuration and weights; the ONNX file and the calibration of earlier weights are removed.
 
     The front-end's ``min_duration`` must be what the model needs; the caller sees to it.
     """
@@ -242,7 +246,8 @@ def write_bundle(path: str | Path, config: BundleConfig, tensors: dict[str, Tens
 
     path = Path(path)
     path.mkdir(parents=True, exist_ok=True)
-    (path / GRAPH).unlink(missing_ok=True)
+    for stale in (GRAPH, CALIBRATION):
+        (path / stale).unlink(missing_ok=True)
     with atomic_path(path / WEIGHTS) as temporary:
         save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary)
     write_yaml(path / CONFIG, to_dict(config))

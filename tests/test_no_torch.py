@@ -106,6 +106,7 @@ def test_what_needs_an_extra_names_it(
             ("train", ["embed", "-m", f"{folder}/theirs", wav]),
             ("train", ["data", "lmdb", f"{folder}/wav.scp", f"{folder}/store"]),
             ("train", ["metrics", f"{folder}/scores", "--det", f"{folder}/det.png"]),
+            ("train", ["report", f"{folder}/scores", "--out", f"{folder}/report.html"]),
             ("train", ["data", "demo", f"{folder}/demo", "--speakers", "1"]),
             ("search", ["voices", "index", "--db", f"{folder}/v.db"]),
             ("postgres", ["voices", "list", "--db", "postgresql://localhost/voices"]),

@@ -20,7 +20,7 @@ from speakerkit.cli.options import (
     check_short,
     open_model,
 )
-from speakerkit.cli.voices import Database
+from speakerkit.cli.voices import Database, summary
 
 logger = logging.getLogger("speakerkit")
 
@@ -41,13 +41,13 @@ def enroll(
 
     name, padded, picked = check_name(name), check_short(short), check_channel(channel)
     embedder = open_model(model, device)
-    enrolments = [enrolment_of(embedder, file, picked, padded) for file in files]
+    recordings = {file: enrolment_of(embedder, file, picked, padded) for file in files}
     stamp = ModelStamp.of(embedder.bundle)
     with open_store(db, create=True) as store:
         store.require_model(stamp, empty=True)
         earlier = store.enrolments(name) if name in store else []
-        warnings = warnings_of(embedder, enrolments, earlier, picked)
-        added = store.add(name, enrolments, stamp)
+        warnings = warnings_of(embedder, recordings, earlier, picked)
+        added = store.add(name, list(recordings.values()), stamp)
     warnings += [f"{source}: was enrolled already and is not counted twice" for source in added.known]
     warnings += [f"a recording of {name!r} is enrolled as {other!r} too" for other in added.shared]
     for warning in warnings:
@@ -57,4 +57,4 @@ def enroll(
         result = {**asdict(voice), "added": added.new, "known": len(added.known), "warnings": warnings}
         typer.echo(json.dumps(result, ensure_ascii=False))
         return
-    typer.echo(f"{voice.name}: {added.new} added, now {voice.recordings} recordings with {voice.seconds:.1f} s")
+    typer.echo(f"{voice.name}: {added.new} added, now {summary(voice)}")

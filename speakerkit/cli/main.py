@@ -23,6 +23,7 @@ from speakerkit.cli.finetune import finetune
 from speakerkit.cli.identify import identify
 from speakerkit.cli.import_ import import_
 from speakerkit.cli.metrics import metrics
+from speakerkit.cli.report import report
 from speakerkit.cli.similarity import similarity
 from speakerkit.cli.train import train
 from speakerkit.cli.verify import verify
@@ -50,6 +51,7 @@ COMMANDS: tuple[Callable[..., None], ...] = (
     identify,
     calibrate,
     metrics,
+    report,
     export,
     doctor,
 )

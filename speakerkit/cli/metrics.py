@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -17,19 +18,26 @@ if TYPE_CHECKING:
     from speakerkit.verification.trials import Scores
 
 
+ScoreFiles = Annotated[list[Path], typer.Argument(help="Score files: 'enrol test score target|nontarget' a line.")]
+AreRatios = Annotated[
+    bool, typer.Option("--llr", help="Scores are log-likelihood ratios (natural): actDCF and Cllr too.")
+]
+Replicates = Annotated[
+    int | None, typer.Option(min=2, help="95 % intervals from this many draws of the speakers; 1000 are usual.")
+]
+Speakers = Annotated[
+    Path | None, typer.Option(help="Speakers of the ids, for --bootstrap; else what is in front of / - _ in them.")
+]
+Seed = Annotated[int, typer.Option(min=0, help="Of the draws.")]
+
+
 def metrics(
-    scores: Annotated[list[Path], typer.Argument(help="Score files: 'enrol test score target|nontarget' a line.")],
+    scores: ScoreFiles,
     as_json: Json = False,
-    llr: Annotated[
-        bool, typer.Option("--llr", help="Scores are log-likelihood ratios (natural): actDCF and Cllr too.")
-    ] = False,
-    bootstrap: Annotated[
-        int | None, typer.Option(min=2, help="95 % intervals from this many draws of the speakers; 1000 are usual.")
-    ] = None,
-    utt2spk: Annotated[
-        Path | None, typer.Option(help="Speakers of the ids, for --bootstrap; else what is in front of / - _ in them.")
-    ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of the draws.")] = 0,
+    llr: AreRatios = False,
+    bootstrap: Replicates = None,
+    utt2spk: Speakers = None,
+    seed: Seed = 0,
     det: Annotated[Path | None, typer.Option(help="Draw the DET curves into this .png or .svg.")] = None,
     roc: Annotated[Path | None, typer.Option(help="Draw the ROC curves.")] = None,
     histogram: Annotated[Path | None, typer.Option(help="Draw the densities of target and nontarget scores.")] = None,
@@ -37,17 +45,18 @@ def metrics(
     title_label: Annotated[str, typer.Option(help="Heading of table and picture, such as the test set.")] = "",
 ) -> None:
     """EER, minDCF (target prior 0.01 and 0.05, unit costs, normalised) and minCllr of each score file."""
+    from speakerkit.data.lists import read_table
     from speakerkit.verification.metrics import evaluate, metrics_table
     from speakerkit.verification.plots import plot_det, plot_histogram, plot_reliability, plot_roc
-    from speakerkit.verification.trials import read_scores
 
     if reliability is not None and not llr:
         raise typer.BadParameter("it is a plot of log-likelihood ratios: give --llr", param_hint="--reliability")
     if histogram is not None and len(scores) > 1:
         raise typer.BadParameter("it takes one score file", param_hint="--histogram")
-    named = {name: read_scores(path) for name, path in _names(scores).items()}
+    named = read_systems(scores)
     results = {name: evaluate(read, llr=llr) for name, read in named.items()}
-    drawn = {} if bootstrap is None else _bootstrap(named, bootstrap, utt2spk, seed, llr)
+    speakers = None if utt2spk is None else read_table(utt2spk)
+    drawn = {} if bootstrap is None else replicate(named, bootstrap, speakers, seed, llr)
     for path, plot in ((det, plot_det), (roc, plot_roc), (reliability, plot_reliability)):
         if path is not None:
             plot(named, path, title_label)
@@ -66,15 +75,23 @@ def metrics(
         typer.echo(f"\n{_interval_table(drawn, seed)}")
 
 
-def _bootstrap(
-    named: dict[str, Scores], replicates: int, utt2spk: Path | None, seed: int, llr: bool
+def read_systems(paths: list[Path]) -> dict[str, Scores]:
+    """Scores by a short name for each file: its stem where stems differ, else its path."""
+    from speakerkit.errors import one_line
+    from speakerkit.verification.trials import read_scores
+
+    stems = {path.stem for path in paths}
+    return {one_line(path.stem if len(stems) == len(paths) else str(path)): read_scores(path) for path in paths}
+
+
+def replicate(
+    named: dict[str, Scores], replicates: int, speakers: Mapping[str, str] | None, seed: int, llr: bool
 ) -> dict[str, Bootstrap]:
+    """Bootstrap each system under one progress bar; warns where single trials had to be drawn."""
     from tqdm import tqdm
 
-    from speakerkit.data.lists import read_table
     from speakerkit.verification.bootstrap import bootstrap
 
-    speakers = None if utt2spk is None else read_table(utt2spk)
     hidden = not sys.stderr.isatty()
     drawn = {}
     with tqdm(total=replicates * len(named), unit="replicate", desc="bootstrap", disable=hidden) as bar:
@@ -136,18 +153,10 @@ def _interval_table(drawn: dict[str, Bootstrap], seed: int) -> str:
 
 
 def _cell(interval: Interval, figure: str) -> str:
-    from speakerkit.verification.metrics import FIGURES
+    from speakerkit.verification.metrics import figure_text
 
-    _, factor, decimals = FIGURES[figure]
-    return f"{factor * interval.low:.{decimals}f} to {factor * interval.high:.{decimals}f}"
+    return f"{figure_text(figure, interval.low)} to {figure_text(figure, interval.high)}"
 
 
 def _units(result: Bootstrap) -> str:
     return f"{result.units} {result.unit}"
-
-
-def _names(paths: list[Path]) -> dict[str, Path]:
-    """A short name for each file: its stem where stems differ, else its path."""
-    if len({path.stem for path in paths}) == len(paths):
-        return {path.stem: path for path in paths}
-    return {str(path): path for path in paths}

@@ -31,6 +31,7 @@ def fit(
 
     With --quality the ratios also depend on the recordings (QMF). Learn on other trials than those to be measured.
     """
+    from speakerkit.errors import one_line
     from speakerkit.verification.calibration import fit_linear, fit_pav, write_map
     from speakerkit.verification.metrics import cllr, min_cllr
 
@@ -46,8 +47,8 @@ def fit(
         score_map = fit_linear(columns, labels, names, prior=prior, systems=len(scores), source=source)
     ratios = score_map(columns)
     data = {
-        "scores": [str(path) for path in scores],
-        "quality": None if quality is None else str(quality),
+        "scores": [one_line(str(path)) for path in scores],
+        "quality": None if quality is None else one_line(str(quality)),
         "targets": int(labels.sum()),
         "nontargets": int((~labels).sum()),
         "cllr": cllr(ratios, labels),
@@ -93,7 +94,7 @@ def quality(
 ) -> None:
     """Measure recordings for `score fit --quality`: log duration, log length of the embedding, cohort mean, SNR."""
     from speakerkit.data.ark import read_embeddings
-    from speakerkit.data.lists import read_scp, read_table
+    from speakerkit.data.lists import read_durations, read_scp
     from speakerkit.errors import DataError
     from speakerkit.verification.cosine import magnitudes, require_one_model
     from speakerkit.verification.quality import Measure, log_of, measure, write_quality
@@ -105,7 +106,7 @@ def quality(
     require_one_model(*(path for path in (embeddings, cohort) if path is not None))
     vectors = read_embeddings(embeddings)
     recordings = {} if scp is None else listed(read_scp(scp), vectors.keys, scp)
-    seconds = _seconds(recordings) if utt2dur is None else _numbers(read_table(utt2dur), utt2dur)
+    seconds = _seconds(recordings) if utt2dur is None else read_durations(utt2dur)
     measures: dict[str, Measure] = {
         "log_duration": log_of({key: seconds[key] for key in vectors.keys if key in seconds}),
         "log_magnitude": log_of(dict(zip(vectors.keys, magnitudes(vectors, vectors.keys).tolist(), strict=True))),
@@ -128,12 +129,12 @@ def draw(
     seed: Annotated[int, typer.Option(min=0, help="Of the draws.")] = 0,
 ) -> None:
     """Draw balanced trials of whole recordings to learn calibration from: short-short, short-long, long-long."""
-    from speakerkit.data.lists import read_scp, read_table
+    from speakerkit.data.lists import read_durations, read_scp, read_table
     from speakerkit.verification.quality import draw_trials
     from speakerkit.verification.trials import write_trials
 
     known = data_dir / "utt2dur"
-    seconds = _numbers(read_table(known), known) if known.is_file() else _seconds(read_scp(data_dir / "wav.scp"))
+    seconds = read_durations(known) if known.is_file() else _seconds(read_scp(data_dir / "wav.scp"))
     speakers = read_table(data_dir / "utt2spk")
     drawn = draw_trials(speakers, seconds, count, shortest=shortest, boundary=boundary, seed=seed)
     write_trials(out, drawn)
@@ -167,12 +168,13 @@ def _columns(paths: list[Path], table: Path | None) -> tuple[list[Scores], tuple
     """Systems, names of all columns, and the columns (trials, systems + measures)."""
     import numpy as np
 
+    from speakerkit.errors import one_line
     from speakerkit.verification.calibration import stack_scores
     from speakerkit.verification.quality import read_quality, trial_quality
     from speakerkit.verification.trials import read_scores
 
     systems = [read_scores(path) for path in paths]
-    stacked, names = stack_scores(systems), tuple(path.stem for path in paths)
+    stacked, names = stack_scores(systems), tuple(one_line(path.stem) for path in paths)
     if table is None:
         return systems, names, stacked
     measures, values = trial_quality(read_quality(table), systems[0].trials)
@@ -186,18 +188,6 @@ def _labels(systems: list[Scores]) -> npt.NDArray[np.bool_]:
         if scores.trials.labels is not None:
             return scores.trials.labels
     raise DataError(systems[0].trials.source, "has no labels", "score trials that end in target|nontarget")
-
-
-def _numbers(table: dict[str, str], path: Path) -> dict[str, float]:
-    from speakerkit.errors import DataError
-
-    numbers = {}
-    for key, word in table.items():
-        try:
-            numbers[key] = float(word)
-        except ValueError:
-            raise DataError(path, f"{key!r} has {word[:100]!r}", "a line is: key seconds") from None
-    return numbers
 
 
 def _seconds(recordings: dict[str, str]) -> dict[str, float]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -21,9 +22,11 @@ from speakerkit.cli.options import (
     open_model,
 )
 from speakerkit.cli.voices import MatchOption, check_match
+from speakerkit.errors import DataError
 
 if TYPE_CHECKING:
     from speakerkit.verification.voiceprints.decision import Verification
+    from speakerkit.verification.voiceprints.store import VoiceStore
 
 ANSWERS = {"same": "yes: same speaker", "different": "no: another speaker", "undecided": "no decision"}
 
@@ -48,11 +51,11 @@ def verify(
     """Is it the voice of NAME, or of another recording: cosine, log-likelihood ratio (LLR), threshold, decision."""
     from speakerkit.verification.voiceprints.decision import verify as decide
     from speakerkit.verification.voiceprints.enrolment import enrolment_of
-    from speakerkit.verification.voiceprints.store import ModelStamp, open_store
+    from speakerkit.verification.voiceprints.store import ModelStamp
 
     padded, picked, matched = check_short(short), check_channel(channel), check_match(match)
     embedder = open_model(model, device)
-    store = None if db is None or (Path(claimed).is_file() and not _is_voice(db, claimed)) else open_store(db)
+    store = _store_with(claimed, db)
     if store is None:
         first = enrolment_of(embedder, claimed, picked, padded).vector.astype(np.float64)
         second = enrolment_of(embedder, file, picked, padded).vector.astype(np.float64)
@@ -60,17 +63,41 @@ def verify(
     else:
         with store:
             store.require_model(ModelStamp.of(embedder.bundle))
-            store.voice(claimed)
+            if claimed not in store:
+                raise DataError(claimed, f"is neither a voice of {store.location} nor a file", "see `voices list`")
             cosine = store.cosine(claimed, enrolment_of(embedder, file, picked, padded).vector, matched)
     result = decide(embedder.bundle, cosine, threshold)
     typer.echo(json.dumps(asdict(result)) if as_json else _text(result))
 
 
-def _is_voice(db: str, name: str) -> bool:
-    from speakerkit.verification.voiceprints.store import open_store
+def _store_with(claimed: str, db: str | None) -> VoiceStore | None:
+    """The database to look for the voice ``claimed`` in; ``None`` where that is a recording.
 
-    with open_store(db) as store:
-        return name in store
+    Raises:
+        DataError: it is both, or there is neither a file nor a database.
+    """
+    from speakerkit.verification.voiceprints.store import NoDatabase, open_store
+
+    is_file = os.path.isfile(claimed)  # pathlib raises where a name is too long for a file
+    if db is None:
+        if not is_file:
+            raise DataError(claimed, "no such file", "check the path, or name a database of voices with --db")
+        return None
+    try:
+        store = open_store(db)
+    except NoDatabase:
+        if is_file:
+            return None
+        raise
+    is_voice = claimed in store
+    if is_voice and is_file:
+        store.close()
+        remedy = f"write ./{claimed} for the file, or change the folder for the voice"
+        raise DataError(claimed, f"is a file and a voice of {store.location} too", remedy)
+    if is_file:
+        store.close()
+        return None
+    return store
 
 
 def _text(result: Verification) -> str:

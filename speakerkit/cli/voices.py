@@ -47,7 +47,7 @@ def list_voices(db: Database, as_json: Json = False) -> None:
         return
     width = max((len(voice.name) for voice in found), default=0)
     for voice in found:
-        typer.echo(f"{voice.name:{width}}  {_summary(voice)}  since {voice.created[:10]}")
+        typer.echo(f"{voice.name:{width}}  {summary(voice)}  since {voice.created[:10]}")
 
 
 @app.command()
@@ -62,20 +62,20 @@ def show(name: Annotated[str, typer.Argument(help="A voice.")], db: Database, as
         report = {**asdict(voice), "model": model, "enrolments": [_told(item) for item in recordings]}
         typer.echo(json.dumps(report, ensure_ascii=False))
         return
-    typer.echo(f"{voice.name}: {_summary(voice)}; model {stamp}")
+    typer.echo(f"{voice.name}: {summary(voice)}; model {stamp}")
     for item in recordings:
         typer.echo(f"{item.source}  {item.seconds:.1f} s  {item.created}  sha256 {item.sha256[:12]}")
 
 
 @app.command()
 def remove(names: Annotated[list[str], typer.Argument(help="Voices to forget.")], db: Database) -> None:
-    """Forget voices and all their recordings."""
+    """Forget voices and all their recordings; where one of them is not there, none is forgotten."""
     from speakerkit.verification.voiceprints.store import open_store
 
     with open_store(db) as store:
-        for name in names:
-            store.remove(name)
-            typer.echo(f"{name}: removed")
+        store.remove(*names)
+    for name in names:
+        typer.echo(f"{name}: removed")
 
 
 @app.command()
@@ -173,5 +173,7 @@ def _told(item: Enrolment) -> dict[str, object]:
     return {name: value for name, value in vars(item).items() if name != "vector"}
 
 
-def _summary(voice: Voice) -> str:
-    return f"{voice.recordings} recording{'s' * (voice.recordings != 1)}, {voice.seconds:.1f} s"
+def summary(voice: Voice) -> str:
+    """How much of a voice there is, in words."""
+    speech = f" ({voice.speech:.1f} s of speech)" if voice.speech else ""
+    return f"{voice.recordings} recording{'s' * (voice.recordings != 1)}, {voice.seconds:.1f} s{speech}"

@@ -15,7 +15,7 @@ from scipy.special import expit, logit
 
 from speakerkit import __version__
 from speakerkit.bundle import Calibration
-from speakerkit.errors import ConfigError, DataError
+from speakerkit.errors import ConfigError, DataError, one_line
 from speakerkit.files import write_json
 from speakerkit.verification.metrics import ErrorCurve, OperatingPoint, error_curve, labelled_curve
 from speakerkit.verification.trials import Scores, Trials
@@ -26,6 +26,7 @@ Labels = npt.NDArray[np.bool_]
 FORMAT = "speakerkit-scoremap-1"
 RIDGE = 1e-6
 MAX_STEPS = 200
+LARGEST = 1e100  # of a score: squares and products of such are finite
 FEW_ERRORS = 30  # fewer tell little about a rate: Doddington's rule of 30
 
 
@@ -58,6 +59,7 @@ class PavMap:
         scores: (knots,) rising.
         llrs: (knots,) log-likelihood ratios there.
         columns: name of the system.
+        systems: one.
     """
 
     scores: Floats
@@ -101,8 +103,8 @@ def fit_linear(
         source: file that errors name.
 
     Raises:
-        DataError: trials of one kind, a column that is constant or not finite, a single score that is lower for
-            targets, or without ridge targets and nontargets that do not overlap.
+        DataError: trials of one kind, a column that is constant, not finite or beyond 1e100, a single score that is
+            lower for targets, or without ridge targets and nontargets that do not overlap.
         ConfigError: a prior outside (0, 1), or a negative ridge.
     """
     if not (0 < prior < 1 and 0 <= ridge < math.inf):
@@ -148,9 +150,10 @@ def stack_scores(systems: Sequence[Scores]) -> Floats:
     """
     if not systems:
         raise DataError("fusion", "there are no scores", "give a score file or more")
-    first = systems[0].trials
-    for other in systems[1:]:
-        _refuse_other_trials(first, other.trials)
+    first = next((scores for scores in systems if scores.trials.labels is not None), systems[0]).trials
+    for other in systems:
+        if other.trials is not first:
+            _refuse_other_trials(first, other.trials)
     return np.stack([scores.scores for scores in systems], axis=1)
 
 
@@ -188,7 +191,7 @@ def read_map(path: str | Path) -> ScoreMap:
             knots = np.concatenate([scores, llrs])
             sound = values["kind"] == "pav" and scores.shape == llrs.shape == (len(scores),) and len(columns) == 1
             sound = sound and len(scores) > 0 and bool((np.diff(scores) > 0).all() and (np.diff(llrs) >= 0).all())
-        if not (sound and np.isfinite(knots).all()):
+        if not (sound and (np.abs(knots) <= LARGEST).all()):
             raise ValueError("numbers that do not fit together")
     except FileNotFoundError:
         raise DataError(path, "no such file", "make it with `speakerkit score fit`") from None
@@ -223,6 +226,7 @@ def calibrate(
     """
     curve = labelled_curve(scores)
     source = scores.trials.source
+    name = one_line("/".join(Path(source).parts[-2:]))  # "trials" alone says little
     points = [("far", rate, curve.at_far(rate)) for rate in far] + [("frr", rate, curve.at_frr(rate)) for rate in frr]
     for kind, rate, point in points:
         if point.threshold > 1:
@@ -241,13 +245,13 @@ def calibrate(
         threshold, meaning = point.threshold, f"{kind.upper()} at most {100 * rate:g} %"
     return Calibration(
         threshold=threshold,
-        source=f"{meaning} on {len(scores)} trials of {Path(source).name}",
+        source=f"{meaning} on {len(scores)} trials of {name}",
         model_sha256=model_sha256,
         scale=linear.weights[0],
         offset=linear.offset,
         thresholds=tuple(_row(kind, rate, point) for kind, rate, point in points),
         data={
-            "trials": Path(source).name,
+            "trials": name,
             "targets": curve.targets,
             "nontargets": curve.nontargets,
             **(data or {}),
@@ -262,8 +266,12 @@ def calibrate(
 
 
 def too_few_errors(calibration: Calibration) -> list[str]:
-    """Which of the asked rates rest on fewer than 30 errors, so that they hold to within 30 % at best, in words."""
+    """Which of the rates rest on fewer than 30 errors, so that they hold to within 30 % at best, in words."""
     errors = {"far": "false_accepts", "frr": "misses"}
+    data = calibration.data
+    at_eer = math.floor(data["eer"] * min(data["targets"], data["nontargets"]))
+    if not calibration.thresholds and at_eer < FEW_ERRORS:
+        return [f"EER {100 * data['eer']:.3g} % rests on {at_eer} errors"]
     return [
         f"{row['rate'].upper()} {row['asked']:g} rests on {row[errors[row['rate']]]} errors"
         for row in calibration.thresholds
@@ -335,13 +343,13 @@ def _pav_of(curve: ErrorCurve, name: str) -> PavMap:
 
 
 def _matrix(columns: npt.ArrayLike, count: int, source: str = "scores") -> Floats:
-    """(trials, count) of finite numbers."""
+    """(trials, count) of finite numbers, small enough to reckon with."""
     matrix = np.asarray(columns, dtype=np.float64)
     matrix = matrix[:, None] if matrix.ndim == 1 else matrix
     if matrix.ndim != 2 or matrix.shape[1] != count:
         raise DataError(source, f"has columns of shape {matrix.shape}, {count} are wanted", "give (trials, columns)")
-    if not np.isfinite(matrix).all():
-        raise DataError(source, "holds values that are NaN or infinite", "look for broken embeddings")
+    if not (np.abs(matrix) <= LARGEST).all():
+        raise DataError(source, f"holds values that are NaN or beyond {LARGEST:g}", "look for broken embeddings")
     return matrix
 
 

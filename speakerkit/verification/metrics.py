@@ -87,8 +87,7 @@ class ErrorCurve:
         before = after - 1
         below, above = float(self.values[before]), float(self.values[min(after, len(self.values) - 1)])
         if difference[after] == 0:
-            middle = below + (above - below) / 2
-            return EqualErrorRate(float(self.miss_rates[after]), middle if middle > below else above)
+            return EqualErrorRate(float(self.miss_rates[after]), _between(below, above))
         share = -difference[before] / (difference[after] - difference[before])
         misses = self.misses[before] + share * (self.misses[after] - self.misses[before])
         return EqualErrorRate(float(misses / self.targets), below)
@@ -115,9 +114,9 @@ class ErrorCurve:
         Brümmer and du Preez, "Application-independent evaluation of speaker detection" (2006).
         """
         targets, nontargets = self._trials_at()
-        of_targets = targets @ np.logaddexp(0, -self.values) / self.targets
-        of_nontargets = nontargets @ np.logaddexp(0, self.values) / self.nontargets
-        return float((of_targets + of_nontargets) / (2 * np.log(2)))
+        of_targets = (targets / self.targets) @ np.logaddexp(0, -self.values)
+        of_nontargets = (nontargets / self.nontargets) @ np.logaddexp(0, self.values)
+        return float(of_targets / (2 * np.log(2)) + of_nontargets / (2 * np.log(2)))
 
     def min_cllr(self) -> float:
         """Cllr after the best rising map of the scores: what no calibration takes away.
@@ -155,9 +154,7 @@ class ErrorCurve:
     def _point(self, rejected: int) -> OperatingPoint:
         """Where the first ``rejected`` values are rejected: half-way to the next where there is one on either side."""
         if 0 < rejected < len(self.values):
-            below, above = float(self.values[rejected - 1]), float(self.values[rejected])
-            middle = below + (above - below) / 2
-            threshold = middle if middle > below else above
+            threshold = _between(float(self.values[rejected - 1]), float(self.values[rejected]))
         else:
             threshold = float(self.values[0]) if not rejected else float(np.nextafter(self.values[-1], np.inf))
         accepted, missed = int(self.false_accepts[rejected]), int(self.misses[rejected])
@@ -170,9 +167,16 @@ class ErrorCurve:
 
 def _weights_of_errors(p_target: float, c_miss: float, c_fa: float) -> tuple[float, float]:
     """What a miss rate and a false-accept rate of one would cost."""
-    if not (0 < p_target < 1 and 0 < c_miss < np.inf and 0 < c_fa < np.inf):
+    miss, accept = c_miss * p_target, c_fa * (1 - p_target)
+    if not (0 < p_target < 1 and 0 < miss < np.inf and 0 < accept < np.inf):
         raise ConfigError("DCF", f"p_target {p_target}, c_miss {c_miss}, c_fa {c_fa}", "0 < p_target < 1 and costs > 0")
-    return c_miss * p_target, c_fa * (1 - p_target)
+    return miss, accept
+
+
+def _between(below: float, above: float) -> float:
+    """Half-way between two neighbouring scores; the upper where no float lies between them."""
+    middle = below / 2 + above / 2  # their sum might overflow
+    return middle if middle > below else above
 
 
 def _share(rate: float, name: str) -> float:
@@ -271,12 +275,15 @@ def metrics_table(named: Mapping[str, VerificationMetrics]) -> str:
     rows = [["scores", *(heading for heading, _, _ in shown.values()), "trials", "targets"]]
     for system, metrics in named.items():
         values = {name: getattr(metrics, name) for name in shown}
-        cells = [
-            "-" if values[name] is None else f"{factor * values[name]:.{decimals}f}"
-            for name, (_, factor, decimals) in shown.items()
-        ]
+        cells = ["-" if value is None else figure_text(name, value) for name, value in values.items()]
         rows.append([system, *cells, str(metrics.targets + metrics.nontargets), str(metrics.targets)])
     return text_table(rows)
+
+
+def figure_text(figure: str, value: float) -> str:
+    """A value of one of :data:`FIGURES` in the units and with the decimals of the table."""
+    _, factor, decimals = FIGURES[figure]
+    return f"{factor * value:.{decimals}f}"
 
 
 def text_table(rows: Sequence[Sequence[str]]) -> str:
@@ -315,13 +322,13 @@ def error_curve(scores: npt.ArrayLike, labels: npt.ArrayLike, source: str = "sco
         raise DataError(
             source, f"has {targets} target and {nontargets} nontarget trials", "error rates need both; check the labels"
         )
-    order = np.argsort(values)
-    values = values[order]
+    of_targets = np.sort(values[truth])
+    values = np.sort(values)  # twice as fast as to sort once with the labels
     last = np.append(np.flatnonzero(values[1:] != values[:-1]), len(values) - 1)  # of each run of ties
-    rejected_targets = np.cumsum(truth[order], dtype=np.int64)[last]
-    misses = np.concatenate(([0], rejected_targets))
-    rejected = np.concatenate(([0], last + 1))
-    return ErrorCurve(values[last], misses, nontargets - (rejected - misses), targets, nontargets)
+    values = values[last]
+    misses = np.append(0, np.searchsorted(of_targets, values, side="right"))
+    rejected = np.append(0, last + 1)
+    return ErrorCurve(values, misses, nontargets - (rejected - misses), targets, nontargets)
 
 
 def eer(scores: npt.ArrayLike, labels: npt.ArrayLike) -> EqualErrorRate:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from itertools import cycle
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 Floats = npt.NDArray[np.float64]
+Target = str | Path | TextIO
 
 # Rates in percent that an axis may begin with, and those that it may be marked with.
 LOWEST = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5)
@@ -46,7 +47,7 @@ STYLE: Any = {
 }
 
 
-def plot_det(named_scores: Mapping[str, Scores], path: str | Path, title: str = "") -> None:
+def plot_det(named_scores: Mapping[str, Scores], path: Target, title: str = "") -> None:
     """Detection error trade-off: miss against false-accept rate on normal-deviate axes, with the EER marked.
 
     Gaussian scores give a straight line (Martin et al., "The DET curve in assessment of detection task performance",
@@ -55,7 +56,8 @@ def plot_det(named_scores: Mapping[str, Scores], path: str | Path, title: str = 
 
     Args:
         named_scores: labelled scores of each system, by the name for the legend.
-        path: ``.png`` or ``.svg``; written atomically, the same bytes for the same scores.
+        path: ``.png`` or ``.svg``, written atomically; or a text stream, which gets SVG. The same bytes for the same
+            scores.
         title: text above the picture.
 
     Raises:
@@ -70,7 +72,7 @@ def plot_det(named_scores: Mapping[str, Scores], path: str | Path, title: str = 
         axes.legend(loc="upper right", **LEGEND)
 
 
-def plot_roc(named_scores: Mapping[str, Scores], path: str | Path, title: str = "") -> None:
+def plot_roc(named_scores: Mapping[str, Scores], path: Target, title: str = "") -> None:
     """Receiver operating characteristic: targets accepted against nontargets accepted, with the area under each curve.
 
     Args:
@@ -93,7 +95,7 @@ def plot_roc(named_scores: Mapping[str, Scores], path: str | Path, title: str = 
         axes.legend(loc="lower right", **LEGEND)
 
 
-def plot_histogram(scores: Scores, path: str | Path, title: str = "", threshold: float | None = None) -> None:
+def plot_histogram(scores: Scores, path: Target, title: str = "", threshold: float | None = None) -> None:
     """Density of the scores of targets and of nontargets, each with area one.
 
     Args:
@@ -126,7 +128,7 @@ def plot_histogram(scores: Scores, path: str | Path, title: str = "", threshold:
 
 
 def plot_reliability(
-    named_scores: Mapping[str, Scores], path: str | Path, title: str = "", p_target: float = 0.5, groups: int = 15
+    named_scores: Mapping[str, Scores], path: Target, title: str = "", p_target: float = 0.5, groups: int = 15
 ) -> None:
     """Share of targets that is found against the share that log-likelihood ratios promise.
 
@@ -177,19 +179,25 @@ def reliability(curve: ErrorCurve, p_target: float = 0.5, groups: int = 15) -> t
     return np.add.reduceat(promised * weights, starts) / in_group, np.add.reduceat(targets, starts) / in_group
 
 
-@contextmanager
-def _canvas(path: str | Path, named: Mapping[str, Scores], what: str, title: str) -> Iterator[Axes]:
-    """Axes of a picture that is written when the block ends."""
-    path = Path(path)
-    if path.suffix.lower() not in (".png", ".svg"):
-        raise DataError(path, "is neither .png nor .svg", "name the picture so")
-    if not named:
-        raise DataError(path, "there are no scores to draw", "give at least one score file")
+def require_matplotlib(what: str) -> None:
+    """Raise MissingExtraError where ``what`` cannot be drawn."""
     try:
-        import matplotlib as mpl
-        from matplotlib.figure import Figure
+        import matplotlib.figure  # noqa: F401
     except ImportError:
         raise MissingExtraError(what, "train") from None
+
+
+@contextmanager
+def _canvas(path: Target, named: Mapping[str, Scores], what: str, title: str) -> Iterator[Axes]:
+    """Axes of a picture that is written when the block ends."""
+    if isinstance(path, str | Path) and Path(path).suffix.lower() not in (".png", ".svg"):
+        raise DataError(path, "is neither .png nor .svg", "name the picture so")
+    if not named:
+        raise DataError(what, "there are no scores to draw", "give at least one score file")
+    require_matplotlib(what)
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
     with mpl.rc_context():
         mpl.rcdefaults()  # whatever the user's matplotlibrc says
         mpl.rcParams.update(STYLE)
@@ -201,7 +209,10 @@ def _canvas(path: str | Path, named: Mapping[str, Scores], what: str, title: str
         axes.spines[:].set_visible(False)
         yield axes
         axes.set_title(title, loc="left", fontsize=12, fontweight="bold", pad=12)
-        metadata = {"Date": None} if path.suffix.lower() == ".svg" else {"Software": None}
+        if not isinstance(path, str | Path):
+            figure.savefig(path, format="svg", metadata={"Date": None})
+            return
+        metadata = {"Date": None} if Path(path).suffix.lower() == ".svg" else {"Software": None}
         with atomic_path(path) as temporary:
             figure.savefig(temporary, metadata=metadata)
 

@@ -121,12 +121,13 @@ def estimate_snr(samples: npt.ArrayLike, rate: int) -> float:
         rate: in Hz.
 
     Raises:
-        DataError: fewer samples than a frame.
+        DataError: fewer samples than a frame, or samples that are not finite.
     """
     signal = np.asarray(samples, dtype=np.float64)
     width, shift = round(SNR_WINDOW * rate), round(SNR_SHIFT * rate)
-    if signal.ndim != 1 or len(signal) < width:
-        raise DataError("SNR", f"cannot be told of samples of shape {signal.shape}", f"give {width} samples or more")
+    if signal.ndim != 1 or len(signal) < width or not np.isfinite(signal).all():
+        fault = f"cannot be told of samples of shape {signal.shape}"
+        raise DataError("SNR", fault, f"give {width} finite samples or more")
     total = np.concatenate([[0.0], np.cumsum(signal**2)])
     starts = np.arange(0, len(signal) - width + 1, shift)
     powers = np.maximum(total[starts + width] - total[starts], 0) / width  # (frames,)
@@ -210,7 +211,7 @@ def draw_trials(
     """
     if count < 6 or not 0 <= shortest <= boundary:
         raise ConfigError("trials", f"{count} trials, short from {shortest} to {boundary} s", "six or more, in order")
-    missing = [key for key in speakers if key not in seconds]
+    missing = [key for key in speakers if not 0 <= seconds.get(key, math.nan) < math.inf]
     if missing:
         raise DataError("durations", f"none is known of {missing[0]!r} ({len(missing)} keys)", "complete utt2dur")
     lengths: dict[str, dict[str, list[str]]] = {"short": {}, "long": {}}

@@ -19,6 +19,7 @@ from sklearn.linear_model import LogisticRegression
 from speakerkit.bundle import Calibration, read_bundle
 from speakerkit.errors import BundleError, ConfigError, DataError
 from speakerkit.verification.calibration import (
+    RIDGE,
     LinearMap,
     PavMap,
     calibrate,
@@ -112,6 +113,10 @@ def test_separated_scores_have_finite_weights_by_the_ridge_only() -> None:
     found = fit_linear(scores, labels)
     assert 0 < found.weights[0] < 1000
     assert found(0.45 * np.ones(1))[0] == pytest.approx(0, abs=1e-6)
+    theirs = LogisticRegression(C=2 / (4 * 0.5 * RIDGE), tol=1e-12, max_iter=10_000).fit(
+        ((scores - scores.mean()) / scores.std())[:, None], labels
+    )
+    assert found.weights[0] * scores.std() == pytest.approx(theirs.coef_[0, 0], rel=1e-4)
     for touching in (scores, np.array([0.1, 0.5, 0.5, 0.8])):
         with pytest.raises(DataError, match="do not overlap"):
             fit_linear(touching, labels, ridge=0)
@@ -146,6 +151,9 @@ def test_pav_reaches_the_least_cllr() -> None:
         ([0.1, 0.2], [True, True], "2 target and 0 nontarget"),
         ([0.1, 0.2], [False, False], "0 target and 2 nontarget"),
         ([0.1, np.nan], [True, False], "NaN"),
+        ([0.1, -np.inf], [True, False], "NaN or beyond"),
+        ([1e308, -1e308], [True, False], "NaN or beyond"),
+        ([0.1], [True], "1 target and 0 nontarget"),
         ([0.3, 0.3], [True, False], "'score' is the same"),
         ([0.1, 0.2, 0.15], [True, False, False], "do not mean the same speaker"),
         ([0.1, 0.2], [True], "labels of shape"),
@@ -179,6 +187,9 @@ def test_systems_must_have_scored_the_same_trials() -> None:
         stack_scores([scores, listed(columns[:3, 0], labels[:3])])
     with pytest.raises(DataError, match="trial 1 is not that"):
         stack_scores([scores, listed(columns[:, 0], ~labels)])
+    unlabelled = listed(columns[:, 0], None, "bare")
+    with pytest.raises(DataError, match="other: trial 1 is not that of one"):
+        stack_scores([unlabelled, scores, listed(columns[:, 0], ~labels, "other")])
     with pytest.raises(DataError, match="no scores"):
         stack_scores([])
 
@@ -210,6 +221,7 @@ MAP_OF_A = '{"format": "speakerkit-scoremap-1", "columns": ["a"], '
         MAP_OF_A + '"kind": "pav", "systems": 1, "scores": [2, 1], "llrs": [1, 2]}',
         MAP_OF_A + '"kind": "linear", "systems": 1, "weights": [], "offset": 1}',
         MAP_OF_A + '"kind": "linear", "systems": 1, "weights": [NaN], "offset": 1}',
+        MAP_OF_A + '"kind": "linear", "systems": 1, "weights": [1e308], "offset": 1}',
         MAP_OF_A + '"kind": "linear", "systems": 2, "weights": [1], "offset": 1}',
     ],
 )
@@ -236,6 +248,7 @@ def test_thresholds_for_asked_rates() -> None:
     assert found.data["cllr"] == pytest.approx(found.data["min_cllr"], abs=0.01)
     assert calibrate(scores, "abc", frr=[0.05]).threshold == curve.at_frr(0.05).threshold
     assert calibrate(scores, "abc").threshold == curve.eer().threshold
+    assert too_few_errors(calibrate(scores, "abc")) == ["EER 0.559 % rests on 5 errors"]
     assert found.llr(0.6) == pytest.approx(found.scale * 0.6 + found.offset)
     with pytest.raises(ConfigError):
         calibrate(scores, "abc", far=[1.0])
@@ -258,7 +271,12 @@ def test_a_calibration_comes_back_and_knows_its_model(copy: Path) -> None:
     bundle.write_calibration(made)
     assert read_bundle(copy).calibration() == made
     assert read_bundle(copy).threshold() == (0.25, "dev")
-    (copy / "model.safetensors").unlink()  # what is left was exported from these weights
+    weights, graph = copy / "model.safetensors", copy / "model.onnx"
+    graph_bytes = graph.read_bytes()
+    graph.unlink()  # as before `export`
+    assert read_bundle(copy).calibration() == made
+    graph.write_bytes(graph_bytes)
+    weights.unlink()  # what is left was exported from these weights
     assert read_bundle(copy).calibration() == made
     bundle.write_calibration(Calibration(0.25, "dev", "0" * 64))
     with pytest.raises(BundleError, match="calibration of other weights"):
@@ -276,7 +294,10 @@ def test_a_calibration_comes_back_and_knows_its_model(copy: Path) -> None:
         {"llr": {"scale": -1, "offset": 0}},
         {"llr": {"scale": float("nan"), "offset": 0}},
         {"llr": {"scale": 1, "offset": float("inf")}},
+        {"llr": {"scale": 1e308, "offset": 1e308}},
         {"llr": []},
+        {"model_sha256": "0"},
+        {"model_sha256": None},
         {"thresholds": 3},
         {"thresholds": [1]},
         {"data": 1},
@@ -286,6 +307,11 @@ def test_damaged_calibrations_are_refused(copy: Path, change: dict[str, object])
     (copy / "calibration.json").write_text(json.dumps({"threshold": 0.1, "source": "dev", **change}))
     with pytest.raises(BundleError, match=r"calibration\.json: holds no threshold"):
         read_bundle(copy).calibration()
+
+
+def test_what_a_hostile_file_says_is_printable(copy: Path) -> None:
+    (copy / "calibration.json").write_text(json.dumps({"threshold": 0.1, "source": "a\n\x1b[2Jb\ud800"}))
+    assert read_bundle(copy).calibration() == Calibration(0.1, r"a \x1b[2Jb\ud800")
 
 
 @pytest.fixture
@@ -333,17 +359,22 @@ def test_from_trials_to_decisions(copy: Path, lists: Path, tmp_path: Path) -> No
 
     first, second = lists / "s0-0.wav", lists / "s1-1.wav"
     result = json.loads(speakerkit("similarity", "-m", copy, first, second, "--json").out)
-    assert result["llr"] == pytest.approx(found.llr(result["cosine"]), abs=1e-3)
+    assert result["llr"] == found.llr(result["cosine"])
     assert result["threshold_source"] == found.source
-    assert result["same_speaker"] == (result["cosine"] >= found.threshold)
+    assert result["decision"] == ("same" if result["cosine"] >= found.threshold else "different")
     shown = speakerkit("similarity", "-m", copy, first, second).out
-    for word in ("cosine ", "LLR ", f"threshold {found.threshold:.4f}", "FAR at most 30 % on 28 trials of toy"):
+    for word in (
+        "cosine ",
+        "LLR ",
+        f"threshold {found.threshold:.4f}",
+        f"FAR at most 30 % on 28 trials of {lists.name}/toy",
+    ):
         assert word in shown
     decided = [
         json.loads(speakerkit("similarity", "-m", copy, first, second, "--json", "--threshold", value).out)
         for value in (-1, 1)
     ]
-    assert [decision["same_speaker"] for decision in decided] == [True, False]
+    assert [decision["decision"] for decision in decided] == ["same", "different"]
     assert decided[0]["llr"] == result["llr"]
 
     before = (copy / "calibration.json").read_bytes()

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, unquote
@@ -17,7 +17,7 @@ from speakerkit.data.ark import Embeddings, Vectors, embedding_path, read_embedd
 from speakerkit.data.lists import read_lines
 from speakerkit.errors import DataError
 from speakerkit.files import write_json, write_lines
-from speakerkit.verification.voiceprints.store import Added, Enrolment, Match, ModelStamp, VoiceStore, unit
+from speakerkit.verification.voiceprints.store import Added, Enrolment, Match, ModelStamp, VoiceStore, now, unit
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,8 @@ def export_voices(store: VoiceStore, path: str | Path, format: str | None = None
     """Write the vectors of all voices, and what is known of them beside.
 
     Beside the vectors stand ``STEM.model.json`` (the model's hash, dimension, normalisation) and
-    ``STEM.voices.jsonl`` (for each key: name, seconds, hash and source of the recording, time). A key is the name,
+    ``STEM.voices.jsonl`` (for each key: name, seconds of audio and of speech, hash and source of
+    the recording, time). A key is the name,
     blanks percent-encoded; with "exemplars", the name, a slash, and the recording's hash.
 
     Args:
@@ -115,7 +116,12 @@ def _mean_rows(store: VoiceStore) -> tuple[list[_Row], list[Vectors]]:
         voice = voices.get(name)
         if voice is None:
             continue  # enrolled or renamed this moment
-        details = {"seconds": voice.seconds, "recordings": voice.recordings, "created": voice.created}
+        details = {
+            "seconds": voice.seconds,
+            "speech": voice.speech,
+            "recordings": voice.recordings,
+            "created": voice.created,
+        }
         rows.append(_Row(_key(name), name, details))
         vectors.append(vector)
     return rows, vectors
@@ -126,6 +132,7 @@ def _exemplar_rows(store: VoiceStore) -> tuple[list[_Row], list[Vectors]]:
     for name, item in store.recordings():
         details = {
             "seconds": item.seconds,
+            "speech": item.speech,
             "recordings": 1,
             "created": item.created,
             "sha256": item.sha256,
@@ -147,16 +154,24 @@ def _enrolment(key: str, vector: Vectors, row: Mapping[str, Any], path: Path) ->
     try:
         return Enrolment(
             direction,
-            float(row.get("magnitude", length)),
-            float(row.get("seconds", 0.0)),
+            _amount(row.get("magnitude", length)),
+            _amount(row.get("seconds", 0.0)),
+            _amount(row.get("speech", 0.0)),
             str(row.get("sha256") or hashlib.sha256(direction.tobytes()).hexdigest()),
             str(row.get("source", f"{path.name}: {key}")),
-            str(row.get("created") or datetime.now(timezone.utc).isoformat(timespec="seconds")),
+            str(row.get("created") or now()),
         )
     except (TypeError, ValueError) as error:
         raise DataError(
             _beside(path, "voices.jsonl"), f"has bad details of {key!r} ({error})", "export again"
         ) from None
+
+
+def _amount(value: Any) -> float:
+    number = float(value)
+    if not 0 <= number < math.inf:
+        raise ValueError(f"{number} is no length")
+    return number
 
 
 def _read_details(path: Path) -> dict[str, dict[str, Any]]:

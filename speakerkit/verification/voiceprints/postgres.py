@@ -11,9 +11,21 @@ from urllib.parse import urlsplit, urlunsplit
 import numpy as np
 
 from speakerkit.errors import DataError, MissingExtraError, first_line
-from speakerkit.verification.voiceprints.store import BLOCK, FORMAT, SCHEMA, Ids, Match, Vector, VoiceStore
+from speakerkit.verification.voiceprints.store import (
+    BLOCK,
+    EMPTY,
+    ENROL,
+    FORMAT,
+    SCHEMA,
+    Ids,
+    Match,
+    NoDatabase,
+    Vector,
+    VoiceStore,
+)
 
 PATIENCE = 10  # seconds for the server to answer
+LONGEST_WAIT = "60s"  # of a writer for another
 LOCK = 0x53504B56  # advisory lock: one makes the tables, others wait
 REAL_ARRAY = 1021  # number of the type REAL[], the same on every server
 HEADER = 20  # bytes before the elements of a one-dimensional array in PostgreSQL's binary format
@@ -39,13 +51,14 @@ class PostgresStore(VoiceStore):
         create: make the schema, and pgvector's extension where the server has it and lets us.
 
     Raises:
-        DataError: the server cannot be reached, refuses, or holds no voiceprints (without ``create``).
+        NoDatabase: it holds no voiceprints (without ``create``).
+        DataError: the server cannot be reached, or refuses.
         MissingExtraError: psycopg is not installed.
     """
 
     def __init__(self, url: str, *, create: bool = False) -> None:
         self._psycopg = _driver()
-        self.location = _without_password(url)
+        self._url, self.location = url, _without_password(url)
         # A server without an encoding of its own (SQL_ASCII) would hand out bytes for text.
         settings: dict[str, Any] = {"autocommit": True, "client_encoding": "utf8"}
         if "connect_timeout" not in url:
@@ -60,10 +73,11 @@ class PostgresStore(VoiceStore):
 
     def _prepare(self, create: bool) -> None:
         self._register_arrays()
+        self._rows("SELECT set_config('lock_timeout', ?, false)", LONGEST_WAIT)
         if create:
             self._make()
         if not self._rows("SELECT to_regclass('speakerkit.state') IS NOT NULL")[0][0]:
-            raise DataError(self.location, "holds no voiceprints", "make some with `speakerkit enroll NAME a.wav --db`")
+            raise NoDatabase(self.location, "holds no voiceprints", ENROL)
         extension = self._rows(
             "SELECT n.nspname::text FROM pg_extension e JOIN pg_namespace n ON n.oid = e.extnamespace "
             "WHERE e.extname = 'vector'"
@@ -83,7 +97,9 @@ class PostgresStore(VoiceStore):
             format = Format.BINARY
 
             def load(self, data: Any) -> Vector:
-                return np.frombuffer(data, ELEMENT, offset=HEADER)["value"].astype(np.float32)
+                elements = memoryview(data)[HEADER:]
+                whole = len(elements) // ELEMENT.itemsize * ELEMENT.itemsize  # NULL has no bytes of its own
+                return np.frombuffer(elements[:whole], ELEMENT)["value"].astype(np.float32)
 
         self._connection.adapters.register_loader(REAL_ARRAY, VectorLoader)
 
@@ -112,6 +128,13 @@ class PostgresStore(VoiceStore):
         """Let go of the server."""
         self._connection.close()
 
+    def remove(self, *names: str) -> None:
+        """As the base class; an index of a database without voices goes too: it is of one model's dimension."""
+        super().remove(*names)
+        if not len(self):
+            for table, _ in COLUMNS.values():
+                self._rows(f"DROP INDEX IF EXISTS {table}_nearest")
+
     def own_index(self, match: Match) -> PostgresIndex | None:
         """The server's search where it has pgvector."""
         return PostgresIndex(self, match) if self.has_pgvector else None
@@ -125,7 +148,7 @@ class PostgresStore(VoiceStore):
         stamp = self.stamp()
         if stamp is None or not self.has_pgvector or stamp.dimension > LARGEST_INDEXED:
             fault = (
-                "holds no voices"
+                EMPTY
                 if stamp is None
                 else f"cannot index {stamp.dimension} values"
                 if self.has_pgvector
@@ -168,7 +191,8 @@ class PostgresStore(VoiceStore):
             yield
         except (self._psycopg.Error, UnicodeError) as error:
             remedy = "check the address, the server and the rights of its user"
-            raise DataError(self.location, f"cannot be used ({first_line(error)})", remedy) from None
+            reason = first_line(error).replace(self._url, self.location)  # a bad address is quoted, password and all
+            raise DataError(self.location, f"cannot be used ({reason})", remedy) from None
 
     def _packed(self, vector: Vector) -> list[float]:
         return vector.tolist()
@@ -206,7 +230,10 @@ def _query(sql: str) -> bytes:
 
 
 def _without_password(url: str) -> str:
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+    except ValueError:  # the driver will refuse it too
+        return f"{url.partition('://')[0]}://..."
     user, _, host = parts.netloc.rpartition("@")
     user = user.partition(":")[0]
     return urlunsplit((parts.scheme, f"{user}@{host}" if user else host, parts.path, "", ""))

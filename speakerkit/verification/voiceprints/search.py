@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import secrets
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,17 @@ import numpy.typing as npt
 
 from speakerkit.errors import DataError, MissingExtraError, first_line
 from speakerkit.files import atomic_path
-from speakerkit.verification.voiceprints.store import Block, CandidateIndex, Ids, Match, Vector, VoiceStore
+from speakerkit.verification.voiceprints.sqlite import IndexNote, SqliteStore
+from speakerkit.verification.voiceprints.store import (
+    EMPTY,
+    ENROL,
+    Block,
+    CandidateIndex,
+    Ids,
+    Match,
+    Vector,
+    VoiceStore,
+)
 
 logger = logging.getLogger("speakerkit")
 
@@ -125,7 +136,7 @@ class Searcher:
         """
         stamp = self._store.stamp()
         if stamp is None:
-            raise DataError(self._store.location, "holds no voices", "enrol one with `speakerkit enroll NAME a.wav`")
+            raise DataError(self._store.location, EMPTY, ENROL)
         if vector.shape != (stamp.dimension,):
             fault = f"holds voiceprints of {stamp.dimension} values, not of shape {vector.shape}"
             raise DataError(self._store.location, fault, "use the model that made them")
@@ -138,6 +149,8 @@ class Searcher:
             if len(found) >= count + len(recent) or len(ids) < wanted:
                 break
             wanted *= 4  # recordings of one voice, or voices that changed or are gone, took the places
+        if not found:  # removed this moment
+            raise DataError(self._store.location, EMPTY, ENROL)
         ranked = sorted(found.items(), key=lambda item: (-item[1], item[0]))[:count]
         return [Candidate(name, cosine) for name, cosine in ranked]
 
@@ -179,8 +192,8 @@ def build_index(store: VoiceStore, match: Match = "mean", kind: Kind | None = No
     Args:
         store: one whose index is a file.
         match: as for :class:`Searcher`.
-        kind: "flat" looks at all, "ivf" (inverted lists, a byte a value) and "hnsw" (a graph) at a part of them;
-            ``None`` chooses "flat" up to a million vectors, else "ivf".
+        kind: "flat" looks at all, "ivf" (inverted lists) and "hnsw" (a graph), of a byte a value, at a part of
+            them; ``None`` chooses "flat" up to a million vectors, else "ivf".
 
     Raises:
         DataError: an empty store, or one that needs no file.
@@ -188,7 +201,7 @@ def build_index(store: VoiceStore, match: Match = "mean", kind: Kind | None = No
     """
     faiss = _faiss()
     stamp, generation = store.stamp(), store.generation()
-    if store.index_stem is None or stamp is None:
+    if not isinstance(store, SqliteStore) or stamp is None:
         fault = "holds no voices" if stamp is None else "has an index of its own"
         raise DataError(store.location, fault, "an index is built of the voices of a SQLite file")
     rows = sum(len(block.ids) for block in store.blocks(match))
@@ -198,12 +211,14 @@ def build_index(store: VoiceStore, match: Match = "mean", kind: Kind | None = No
         index.train(np.concatenate([block.vectors[::step] for block in store.blocks(match)]))
     for block in store.blocks(match):
         index.add_with_ids(block.vectors, block.ids)
-    path = store.index_stem.with_name(f"{store.index_stem.name}.{match}.{generation}.faiss")
+    note = IndexNote(secrets.token_hex(4), generation)
+    path = store.index_path(match, note)
     with atomic_path(path) as temporary:
         faiss.write_index(index, str(temporary))
-    for _, old in _index_files(store, match):
-        if old != path:
-            old.unlink(missing_ok=True)
+    earlier = store.index_note(match)
+    store.note_index(match, note)
+    if earlier is not None:
+        store.index_path(match, earlier).unlink(missing_ok=True)
     return path
 
 
@@ -212,7 +227,8 @@ def new_index(faiss: ModuleType, kind: Kind, dimension: int, rows: int) -> Any:
     if kind == "flat":
         return faiss.IndexIDMap2(faiss.IndexFlatIP(dimension))
     if kind == "hnsw":
-        graph = faiss.IndexHNSWFlat(dimension, HNSW_LINKS, faiss.METRIC_INNER_PRODUCT)
+        quantizer = faiss.ScalarQuantizer.QT_8bit
+        graph = faiss.IndexHNSWSQ(dimension, quantizer, HNSW_LINKS, faiss.METRIC_INNER_PRODUCT)
         graph.hnsw.efConstruction, graph.hnsw.efSearch = HNSW_BUILD, HNSW_SEARCH
         return faiss.IndexIDMap2(graph)
     lists = _lists(rows)
@@ -230,11 +246,13 @@ def _lists(rows: int) -> int:
 
 
 def _read_index(store: VoiceStore, match: Match) -> FaissIndex | None:
-    current = store.generation()
-    files = [(generation, path) for generation, path in _index_files(store, match) if generation <= current]
-    if not files:
+    note = store.index_note(match) if isinstance(store, SqliteStore) else None
+    if note is None or not isinstance(store, SqliteStore):
         return None
-    generation, path = max(files)
+    path = store.index_path(match, note)
+    if not path.is_file():
+        logger.warning("%s is gone: all voices are compared; `speakerkit voices index` builds it anew", path)
+        return None
     try:
         faiss = _faiss()
     except MissingExtraError as error:
@@ -247,20 +265,16 @@ def _read_index(store: VoiceStore, match: Match) -> FaissIndex | None:
     stamp = store.stamp()
     if stamp is not None and index.d != stamp.dimension:
         raise DataError(path, f"is of {index.d} values, {store.location} of {stamp.dimension}", "delete it")
-    return FaissIndex(index, generation)
+    _without_prefetching(faiss, index)
+    return FaissIndex(index, note.generation)
 
 
-def _index_files(store: VoiceStore, match: Match) -> list[tuple[int, Path]]:
-    """Generations and files of the indexes beside a store."""
-    stem = store.index_stem
-    if stem is None:
-        return []
-    files = []
-    for path in stem.parent.iterdir():
-        head, _, generation = path.name.removesuffix(".faiss").rpartition(".")
-        if path.suffix == ".faiss" and head == f"{stem.name}.{match}" and generation.isdecimal():
-            files.append((int(generation), path))
-    return files
+def _without_prefetching(faiss: ModuleType, index: Any) -> None:
+    """Lists in a mapped file are read ahead by threads that each query starts anew, at several times its cost."""
+    if hasattr(index, "invlists"):
+        lists = faiss.downcast_InvertedLists(index.invlists)
+        if hasattr(lists, "prefetch_nthread"):
+            lists.prefetch_nthread = 0
 
 
 def _faiss() -> ModuleType:

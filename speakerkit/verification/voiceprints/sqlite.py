@@ -7,13 +7,23 @@ import sqlite3
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from speakerkit.errors import DataError, first_line
-from speakerkit.verification.voiceprints.store import BLOCK, FORMAT, SCHEMA, Vector, VoiceStore
+from speakerkit.verification.voiceprints.store import (
+    BLOCK,
+    ENROL,
+    FORMAT,
+    SCHEMA,
+    Match,
+    NoDatabase,
+    Vector,
+    VoiceStore,
+)
 
 APPLICATION = 0x53504B56  # "SPKV", in the header of the file: a database of another program is told from ours
 PATIENCE = 60.0  # seconds that a writer waits for another
@@ -23,6 +33,18 @@ KINDS = {
     "real": "REAL",
     "format": str(FORMAT),
 }
+INDEXES = "CREATE TABLE indexes (match TEXT PRIMARY KEY, token TEXT NOT NULL, generation INTEGER NOT NULL)"
+
+
+@dataclass(frozen=True)
+class IndexNote:
+    """What a database knows of the index beside it: a token in the name of its file, and its own generation then.
+
+    A file that the database does not know, of an earlier database at this place or a copy put back, is never used.
+    """
+
+    token: str
+    generation: int
 
 
 class SqliteStore(VoiceStore):
@@ -33,20 +55,21 @@ class SqliteStore(VoiceStore):
         create: make it where there is none.
 
     Raises:
-        DataError: no file (without ``create``), a damaged one, or one of another program.
+        NoDatabase: no file (without ``create``).
+        DataError: a damaged one, or one of another program.
     """
 
     def __init__(self, path: str | Path, *, create: bool = False) -> None:
-        self.index_stem = Path(path)
         self.location = str(path)
-        if self.index_stem.is_dir():
+        self._path = Path(path).absolute()  # SQLite takes some relative names, as ":memory:", for other things
+        if os.path.isdir(path):
             raise DataError(path, "is a directory", "name the database file")
-        if not create and not self.index_stem.exists():
-            raise DataError(path, "no such database", "make one with `speakerkit enroll NAME a.wav --db`")
+        if not create and not os.path.exists(path):
+            raise NoDatabase(path, "no such database", ENROL)
         with self._refusing():
             if create:
                 os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
-            self._connection = sqlite3.connect(path, timeout=PATIENCE, isolation_level=None)
+            self._connection = sqlite3.connect(self._path, timeout=PATIENCE, isolation_level=None)
             try:
                 self._prepare(create)
             except BaseException:
@@ -70,7 +93,7 @@ class SqliteStore(VoiceStore):
         self._write_ahead()
         with self._writing():
             if not self._rows("SELECT COUNT(*) FROM sqlite_master")[0][0]:
-                for statement in SCHEMA:
+                for statement in (*SCHEMA, INDEXES):
                     self._connection.execute(statement.format_map(KINDS))
                 self._connection.execute(f"PRAGMA application_id = {APPLICATION}")
                 self._connection.execute(f"PRAGMA user_version = {FORMAT}")
@@ -91,10 +114,34 @@ class SqliteStore(VoiceStore):
         """Let go of the file."""
         self._connection.close()
 
-    def remove(self, name: str) -> None:
-        """As the base class; the log that still holds the voice is emptied into the file."""
-        super().remove(name)
+    def remove(self, *names: str) -> None:
+        """As the base class; the log that still holds the voices is emptied into the file.
+
+        Indexes of a database without voices go too.
+        """
+        super().remove(*names)
+        if not len(self):
+            for match, note in self._index_notes().items():
+                self.index_path(match, note).unlink(missing_ok=True)
+            self._rows("DELETE FROM indexes")
         self._rows("PRAGMA wal_checkpoint(TRUNCATE)")
+
+    def index_note(self, match: Match) -> IndexNote | None:
+        """Of the index that was last built here; ``None`` where none was."""
+        return self._index_notes().get(match)
+
+    def _index_notes(self) -> dict[Match, IndexNote]:
+        rows = self._rows("SELECT match, token, generation FROM indexes")
+        return {match: IndexNote(token, generation) for match, token, generation in rows}
+
+    def note_index(self, match: Match, note: IndexNote) -> None:
+        """Note an index in the place of an earlier one."""
+        with self._writing():
+            self._rows("INSERT OR REPLACE INTO indexes VALUES (?, ?, ?)", match, note.token, note.generation)
+
+    def index_path(self, match: Match, note: IndexNote) -> Path:
+        """The index's file."""
+        return Path(f"{self.location}.{match}.{note.token}.faiss")
 
     def _rows(self, sql: str, *values: object) -> list[tuple[Any, ...]]:
         with self._refusing():

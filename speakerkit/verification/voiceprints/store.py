@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import unicodedata
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
@@ -26,7 +27,9 @@ FORMAT = 1
 UNKNOWN = "unknown"  # what an open-set search calls a stranger
 LONGEST_NAME = 200  # characters
 UNIT = 1e-6  # a vector whose length is this near to one is kept to the bit
+EMPTY, ENROL = "holds no voices", "enrol one with `speakerkit enroll NAME a.wav --db DATABASE`"
 BLOCK = 16_384  # rows that are read at once
+MOST_VALUES = 30_000  # of a statement: SQLite takes 32 766, PostgreSQL 65 535
 # Tables of both databases; what differs between them stands in braces.
 SCHEMA = (
     "CREATE TABLE state (format INTEGER NOT NULL, generation BIGINT NOT NULL)",
@@ -34,11 +37,15 @@ SCHEMA = (
     "CREATE INDEX voices_changed ON voices (changed)",
     "CREATE TABLE enrolments (id {identity}, voice BIGINT NOT NULL REFERENCES voices (id), vector {vector} NOT NULL, "
     "model TEXT NOT NULL, dimension INTEGER NOT NULL, normalisation TEXT NOT NULL, magnitude {real} NOT NULL, "
-    "seconds {real} NOT NULL, sha256 TEXT NOT NULL, source TEXT NOT NULL, created TEXT NOT NULL, "
-    "UNIQUE (voice, sha256))",
+    "seconds {real} NOT NULL, speech {real} NOT NULL, sha256 TEXT NOT NULL, source TEXT NOT NULL, "
+    "created TEXT NOT NULL, UNIQUE (voice, sha256))",
     "CREATE INDEX enrolments_sha256 ON enrolments (sha256)",
     "INSERT INTO state (format, generation) VALUES ({format}, 0)",
 )
+
+
+class NoDatabase(DataError):
+    """There is no database of voiceprints at this place; one that cannot be opened is another matter."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +73,7 @@ class Enrolment:
         vector: (dim,) float32 of length one.
         magnitude: length of the embedding before that, a measure of its quality.
         seconds: length of the audio.
+        speech: seconds of it that are loud enough to be speech; 0 where nobody measured.
         sha256: of the recording's bytes; the same recording counts once for a voice.
         source: path that it was enrolled from.
         created: time, ISO 8601 in UTC.
@@ -74,28 +82,38 @@ class Enrolment:
     vector: Vector
     magnitude: float
     seconds: float
+    speech: float
     sha256: str
     source: str
     created: str
 
     @classmethod
-    def from_embedding(cls, embedding: npt.ArrayLike, seconds: float, sha256: str, source: str) -> Enrolment:
+    def from_embedding(
+        cls, embedding: npt.ArrayLike, seconds: float, sha256: str, source: str, speech: float = 0.0
+    ) -> Enrolment:
         """Enrolment of now, by an embedding (dim,) of any length.
 
         Raises:
             DataError: the embedding has no direction.
         """
         vector, magnitude = unit(embedding, source)
-        return cls(vector, magnitude, seconds, sha256, source, datetime.now(timezone.utc).isoformat(timespec="seconds"))
+        source = os.fsencode(source).decode("utf-8", "backslashreplace")  # a path need not be text, what is kept must
+        return cls(vector, magnitude, seconds, speech, sha256, source, now())
+
+
+def now() -> str:
+    """The time, ISO 8601 in UTC, to the second."""
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")
 
 
 @dataclass(frozen=True)
 class Voice:
-    """An enrolled voice: its recordings, their seconds together, and when the first was enrolled."""
+    """An enrolled voice: its recordings, their seconds (of audio, and of speech) together, and when the first came."""
 
     name: str
     recordings: int
     seconds: float
+    speech: float
     created: str
 
 
@@ -145,11 +163,9 @@ class VoiceStore(ABC):
 
     Attributes:
         location: path or address without password; error messages name it.
-        index_stem: file beside which an index may lie; ``None`` where the server has its own.
     """
 
     location: str
-    index_stem: Path | None = None
 
     @abstractmethod
     def _rows(self, sql: str, *values: object) -> list[tuple[Any, ...]]:
@@ -226,10 +242,14 @@ class VoiceStore(ABC):
             rows = np.stack([together[digest].vector for digest in sorted(together)])
             mean, _ = unit(rows.mean(axis=0, dtype=np.float64), f"voice {name!r}")
             self._insert(name, voice, mean, fresh.values(), stamp, generation)
-        seconds = sum(item.seconds for item in together.values())
+        seconds, speech = (sum(getattr(item, key) for item in together.values()) for key in ("seconds", "speech"))
         created = min(item.created for item in together.values())
-        now = Voice(name, len(together), seconds, created)
-        return Added(now, len(fresh), tuple(known), self._shared(name, enrolments))
+        return Added(
+            Voice(name, len(together), seconds, speech, created),
+            len(fresh),
+            tuple(known),
+            self._shared(name, enrolments),
+        )
 
     def _insert(
         self,
@@ -250,8 +270,8 @@ class VoiceStore(ABC):
             self._rows("UPDATE voices SET vector = ?, changed = ? WHERE id = ?", vector, generation, voice)
         for item in enrolments:
             self._rows(
-                "INSERT INTO enrolments (voice, vector, model, dimension, normalisation, magnitude, seconds, sha256, "
-                "source, created) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                "INSERT INTO enrolments (voice, vector, model, dimension, normalisation, magnitude, seconds, "
+                "speech, sha256, source, created) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 voice,
                 self._packed(item.vector),
                 stamp.digest,
@@ -259,22 +279,24 @@ class VoiceStore(ABC):
                 stamp.normalisation,
                 float(item.magnitude),
                 float(item.seconds),
+                float(item.speech),
                 item.sha256,
                 item.source,
                 item.created,
             )
 
-    def remove(self, name: str) -> None:
-        """Forget a voice and all its recordings.
+    def remove(self, *names: str) -> None:
+        """Forget voices and all their recordings: all of them or, where one is not there, none.
 
         Raises:
-            DataError: no voice of this name.
+            DataError: no voice of a name.
         """
         with self._writing():
             self._advance()
-            voice = self._known_id(name)
-            self._rows("DELETE FROM enrolments WHERE voice = ?", voice)
-            self._rows("DELETE FROM voices WHERE id = ?", voice)
+            for name in names:
+                voice = self._known_id(name)
+                self._rows("DELETE FROM enrolments WHERE voice = ?", voice)
+                self._rows("DELETE FROM voices WHERE id = ?", voice)
 
     def rename(self, old: str, new: str) -> None:
         """Give a voice another name.
@@ -303,7 +325,7 @@ class VoiceStore(ABC):
         held = self.stamp()
         if held is None:
             if not empty:
-                raise DataError(self.location, "holds no voices", "enrol one with `speakerkit enroll NAME a.wav`")
+                raise DataError(self.location, EMPTY, ENROL)
         elif held != stamp:
             fault = f"holds voiceprints of model {held}, not of {stamp}"
             raise DataError(self.location, fault, "use the model that made them, or enrol anew in another database")
@@ -327,15 +349,16 @@ class VoiceStore(ABC):
         Raises:
             DataError: there is none.
         """
-        ((count, seconds, created),) = self._rows(
-            "SELECT COUNT(*), SUM(seconds), MIN(created) FROM enrolments WHERE voice = ?", self._known_id(name)
+        (values,) = self._rows(
+            "SELECT COUNT(*), SUM(seconds), SUM(speech), MIN(created) FROM enrolments WHERE voice = ?",
+            self._known_id(name),
         )
-        return Voice(_normal(name), count, seconds, created)
+        return Voice(_normal(name), *values)
 
     def voices(self) -> list[Voice]:
         """All voices, by name."""
         rows = self._rows(
-            "SELECT v.name, COUNT(*), SUM(e.seconds), MIN(e.created) FROM voices v "
+            "SELECT v.name, COUNT(*), SUM(e.seconds), SUM(e.speech), MIN(e.created) FROM voices v "
             "JOIN enrolments e ON e.voice = v.id GROUP BY v.id, v.name"
         )
         return sorted((Voice(*row) for row in rows), key=lambda voice: voice.name)
@@ -350,8 +373,8 @@ class VoiceStore(ABC):
 
     def _enrolments(self, voice: int) -> list[Enrolment]:
         rows = self._rows(
-            "SELECT vector, magnitude, seconds, sha256, source, created, dimension FROM enrolments WHERE voice = ? "
-            "ORDER BY id",
+            "SELECT vector, magnitude, seconds, speech, sha256, source, created, dimension FROM enrolments "
+            "WHERE voice = ? ORDER BY id",
             voice,
         )
         vectors = self._unpacked([row[0] for row in rows], rows[0][-1]) if rows else ()
@@ -374,6 +397,9 @@ class VoiceStore(ABC):
         wanted = sorted({int(voice) for voice in ids})
         if not wanted:
             return {}
+        if len(wanted) > MOST_VALUES:
+            halves = wanted[: len(wanted) // 2], wanted[len(wanted) // 2 :]
+            return {name: cosine for half in halves for name, cosine in self.cosines(half, vector, match).items()}
         marks = ", ".join("?" * len(wanted))
         sql = (
             "SELECT v.name, v.vector FROM voices v"
@@ -410,7 +436,7 @@ class VoiceStore(ABC):
     def recordings(self) -> Iterator[tuple[str, Enrolment]]:
         """All recordings with the names of their voices."""
         sql = (
-            "SELECT v.name, e.dimension, e.vector, e.magnitude, e.seconds, e.sha256, e.source, e.created "
+            "SELECT v.name, e.dimension, e.vector, e.magnitude, e.seconds, e.speech, e.sha256, e.source, e.created "
             "FROM enrolments e JOIN voices v ON v.id = e.voice ORDER BY e.id"
         )
         for row in chain.from_iterable(self._stream(sql)):
@@ -488,7 +514,8 @@ def open_store(location: str | Path, *, create: bool = False) -> VoiceStore:
         create: make it where there is none.
 
     Raises:
-        DataError: it is not there, damaged, or something else.
+        NoDatabase: it is not there.
+        DataError: it is damaged, cannot be reached, or is something else.
         MissingExtraError: PostgreSQL without its driver.
     """
     if str(location).startswith(("postgresql://", "postgres://")):
