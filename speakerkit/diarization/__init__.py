@@ -1,0 +1,1 @@
+"""Who spoke when: speech, windows, clusters, turns; formats and error rates."""
