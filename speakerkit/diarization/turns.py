@@ -80,9 +80,7 @@ class Diarization:
         for turn in self.turns:
             if not 0 <= turn.start <= turn.end <= limit or not math.isfinite(turn.end):
                 fault = f"has a turn from {turn.start} to {turn.end} s, the recording lasts {limit:g} s"
-                raise DataError(
-                    self.recording, fault, "turns lie inside the recording and do not end before they start"
-                )
+                raise DataError(self.recording, fault, "turns lie inside it and have an end after the start")
             if not turn.speaker:
                 raise DataError(self.recording, f"has a turn without speaker at {turn.start} s", "name it")
         object.__setattr__(self, "turns", merge_turns(self.turns))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 
@@ -37,7 +39,7 @@ def test_regions_and_merging_against_a_grid(seed: int) -> None:
     for speaker in ("s0", "s1", "s2"):
         own = [turn for turn in merged if turn.speaker == speaker]
         assert np.array_equal(counted(own), counted([t for t in turns if t.speaker == speaker]).clip(max=1))
-        assert all(one.end < other.start for one, other in zip(own, own[1:], strict=False))
+        assert all(one.end < other.start for one, other in pairwise(own))
     diarization = Diarization("a", tuple(turns))
     grid = counted(merged)
     assert np.array_equal(filled(diarization.speech), grid >= 1)
