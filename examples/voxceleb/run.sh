@@ -239,7 +239,8 @@ stage_9() {
   done
   speakerkit metrics "${scores[@]}" --llr --json --title-label "$label" --det "$exp/det.png" >"$exp/metrics.json"
   python3 "$root/tools/results.py" "$exp"
-  speakerkit report "$exp/report.html" "${scores[@]}" --llr --title-label "$label" --scp "$lists/test/wav.scp"
+  speakerkit report trials "${scores[@]}" --out "$exp/report.html" --llr --title-label "$label" \
+    --scp "$lists/test/wav.scp"
 }
 
 stage_10() {

@@ -26,4 +26,7 @@ def average(
         raise MissingExtraError("averaging checkpoints", "train") from None
 
     bundle = publish(exp_dir, out or exp_dir / "bundle", last=last, best=best, ema=ema)
+    if isinstance(bundle, Path):
+        typer.echo(f"{bundle}: a model that diarizes")
+        return
     typer.echo(f"{bundle.path}: {bundle.config.model.name}, embeddings of {bundle.config.embedding_size}")

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from speakerkit.cli import lists
+from speakerkit.cli.conversations import conversations
 from speakerkit.cli.options import Json
 
 app = typer.Typer(help="Corpora and lists: prepare, generate, check, pack.", no_args_is_help=True)
@@ -107,5 +108,5 @@ def check(
         raise typer.Exit(2)
 
 
-for command in (lists.raw, lists.holdout, lists.shards, lists.lmdb, lists.augmentations):
+for command in (conversations, lists.raw, lists.holdout, lists.shards, lists.lmdb, lists.augmentations):
     app.command()(command)

@@ -12,9 +12,11 @@ from typing import Annotated, Any
 import typer
 
 from speakerkit import __version__
-from speakerkit.cli import data, models, plda, ratios, score, voices
+from speakerkit.cli import data, models, plda, ratios, report, score, voices
 from speakerkit.cli.average import average
 from speakerkit.cli.calibrate import calibrate
+from speakerkit.cli.convert import convert
+from speakerkit.cli.der import der
 from speakerkit.cli.doctor import doctor
 from speakerkit.cli.embed import embed
 from speakerkit.cli.enroll import enroll
@@ -23,9 +25,9 @@ from speakerkit.cli.finetune import finetune
 from speakerkit.cli.identify import identify
 from speakerkit.cli.import_ import import_
 from speakerkit.cli.metrics import metrics
-from speakerkit.cli.report import report
 from speakerkit.cli.similarity import similarity
 from speakerkit.cli.train import train
+from speakerkit.cli.vad import vad
 from speakerkit.cli.verify import verify
 from speakerkit.errors import PeerFailed, SpeakerKitError, one_line
 
@@ -49,9 +51,10 @@ COMMANDS: tuple[Callable[..., None], ...] = (
     enroll,
     verify,
     identify,
+    vad,
     calibrate,
     metrics,
-    report,
+    convert,
     export,
     doctor,
 )
@@ -65,8 +68,10 @@ for name, command in (
     ("llr", ratios.llr),
     ("quality", ratios.quality),
     ("draw-trials", ratios.draw),
+    ("der", der),
 ):
     score.app.command(name)(command)
+app.add_typer(report.app, name="report")
 app.add_typer(plda.app, name="plda")
 app.add_typer(voices.app, name="voices")
 app.add_typer(models.app, name="models")

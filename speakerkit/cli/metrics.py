@@ -140,7 +140,8 @@ def _intervals(drawn: dict[str, Bootstrap], seed: int) -> dict[str, Any]:
 
 
 def _interval_table(drawn: dict[str, Bootstrap], seed: int) -> str:
-    from speakerkit.verification.metrics import FIGURES, text_table
+    from speakerkit.tables import text_table
+    from speakerkit.verification.metrics import FIGURES
 
     name, first = next(iter(drawn.items()))
     rows = [["95 % interval", *(FIGURES[figure][0] for figure in first.replicates), "drawn"]]

@@ -39,7 +39,7 @@ app.command("plda")(score_plda)
 
 @app.callback()
 def score() -> None:
-    """Score verification trials."""
+    """Score verification trials, and diarizations (der)."""
 
 
 @app.command()

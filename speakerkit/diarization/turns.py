@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -108,6 +109,46 @@ class Diarization:
         for turn in self.turns:
             seconds[turn.speaker] += turn.seconds
         return seconds
+
+    def to_rttm(self, path: str | Path | None = None) -> str:
+        """RTTM text, written to ``path`` too (atomically) where one is given; so the others. See ``formats``."""
+        return self._written("rttm", path)
+
+    def to_json(self, path: str | Path | None = None) -> str:
+        """JSON: turns, speakers (without their embeddings) and settings."""
+        return self._written("json", path)
+
+    def to_csv(self, path: str | Path | None = None) -> str:
+        """CSV with a header."""
+        return self._written("csv", path)
+
+    def to_textgrid(self, path: str | Path | None = None) -> str:
+        """Praat's TextGrid, a tier a speaker."""
+        return self._written("textgrid", path)
+
+    def to_audacity(self, path: str | Path | None = None) -> str:
+        """A label track for Audacity."""
+        return self._written("audacity", path)
+
+    def to_lab(self, path: str | Path | None = None) -> str:
+        """``start end speaker`` a line."""
+        return self._written("lab", path)
+
+    def to_srt(self, path: str | Path | None = None) -> str:
+        """SubRip subtitles that say who speaks."""
+        return self._written("srt", path)
+
+    def to_vtt(self, path: str | Path | None = None) -> str:
+        """WebVTT subtitles that say who speaks."""
+        return self._written("vtt", path)
+
+    def _written(self, name: str, path: str | Path | None) -> str:
+        from speakerkit.diarization import formats
+
+        text = formats.to_text([self], name)
+        if path is not None:
+            formats.write_text(path, text)
+        return text
 
 
 def merge_turns(turns: Iterable[Turn], gap: float = 0.0) -> tuple[Turn, ...]:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Literal, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from speakerkit.audio import Audio, AudioSource, Channel, load_audio, require_signal
+from speakerkit.audio import Audio, AudioSource, Channel, Samples, load_audio, require_signal
 from speakerkit.bundle import CONFIG, Bundle, read_bundle
 from speakerkit.data.lists import open_entry
 from speakerkit.errors import AudioError, BundleError, ConfigError, MissingExtraError, SpeakerKitError, first_line
@@ -32,6 +32,7 @@ Short = Literal["error", "pad"]
 Run = Callable[[Features], Vector]
 Entry = TypeVar("Entry")
 Result = TypeVar("Result")
+Tag = TypeVar("Tag")
 
 CUDA = "CUDAExecutionProvider"
 
@@ -184,6 +185,40 @@ class Embedder:
         finally:
             pool.shutdown(cancel_futures=True)
 
+    def embed_batches(self, batches: Iterable[tuple[Tag, Samples]]) -> Iterator[tuple[Tag, Vector]]:
+        """Embed stacks of cuts of equal length, some of them at once in threads; what is in a batch is not checked.
+
+        Args:
+            batches: whatever names a batch, and its samples (B, samples) at the model's rate; cuts that are shorter
+                than the model's minimum are repeated to reach it.
+
+        Yields:
+            the same names in the same order with embeddings (B, D).
+
+        Raises:
+            BundleError: an embedding that is zero or not finite.
+        """
+
+        def run(batch: tuple[Tag, Samples]) -> tuple[Tag, Vector]:
+            tag, samples = batch
+            length = max(samples.shape[1], self.frontend.min_samples)
+            vectors = self._vectors([features(np.resize(cut, length), self.frontend) for cut in samples])
+            for vector in vectors:
+                self._refuse_nothing(vector, "a cut of a recording")
+            return tag, vectors
+
+        pool = ThreadPoolExecutor(self.threads)
+        try:
+            yield from _ahead(pool, run, batches, 2 * self.threads)
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+    def warn_of_rate(self, name: str, rate: int) -> None:
+        """Warn, once, of a recording at a lower rate than the model's."""
+        wanted = self.frontend.sample_rate
+        if rate < wanted and self._rate_warning.acquire(blocking=False):
+            logger.warning("%s is at %d Hz, the model at %d Hz: what is above is missing", name, rate, wanted)
+
     def _prepare(
         self, source: AudioSource, name: str, rate: int | None, channel: Channel, short: Short
     ) -> tuple[Audio, float]:
@@ -191,8 +226,7 @@ class Embedder:
         native = load_audio(source, rate=rate, channel=channel)
         require_signal(native, name)
         wanted = self.frontend.sample_rate
-        if native.rate < wanted and self._rate_warning.acquire(blocking=False):
-            logger.warning("%s is at %d Hz, the model at %d Hz: what is above is missing", name, native.rate, wanted)
+        self.warn_of_rate(name, native.rate)
         audio = native if native.rate == wanted else load_audio(native.samples, wanted, rate=native.rate)
         if len(audio.samples) >= self.frontend.min_samples:
             return audio, audio.seconds

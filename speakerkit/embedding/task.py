@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import signal
-from collections.abc import Iterable, Iterator, Mapping
-from types import FrameType
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 
 from speakerkit.config import to_dict
 from speakerkit.data.ark import Embeddings
@@ -28,6 +25,7 @@ from speakerkit.data.dataset import (
     read_speech,
 )
 from speakerkit.data.lists import Utterance, open_entry, read_utterance_list
+from speakerkit.data.loading import load_batches
 from speakerkit.data.sampling import BalancedOrder, Order, PositionBatches, ShuffledOrder
 from speakerkit.data.shards import read_shard_list
 from speakerkit.data.stores import open_store
@@ -40,7 +38,7 @@ from speakerkit.embedding.model import SpeakerNet, backbone_for
 from speakerkit.embedding.objective import Objective
 from speakerkit.embedding.registry import Backbone
 from speakerkit.embedding.sharded import build_sharded_head
-from speakerkit.errors import ConfigError, DataError, SpeakerKitError, TrainingError
+from speakerkit.errors import ConfigError, DataError, TrainingError
 from speakerkit.features import Features, FrontEnd, features
 from speakerkit.nn.fbank import SpecAugment, front_end_module
 from speakerkit.verification.cosine import score_cosine
@@ -139,26 +137,11 @@ class EmbeddingTask:
                 logger.info("init: %s", line)
         if rank == 0 and self.position == 0 and self.unused is not None:
             logger.info("pretrained: %s, without %s", self.config.pretrained, ", ".join(self.unused) or "exception")
-        loader: DataLoader[Any] = DataLoader(
-            _ErrorsAsValues(self.dataset),  # type: ignore[arg-type]
-            batch_sampler=PositionBatches(self.position, data.batch_size, rank, world),
-            num_workers=data.workers,
-            collate_fn=_collate,
-            pin_memory=torch.cuda.is_available(),
-            prefetch_factor=4 if data.workers else None,
-            worker_init_fn=_leave_signals_to_trainer,
-        )
-        loading = iter(loader)
-        try:
-            while True:
-                batch = next(loading)
-                if isinstance(batch, SpeakerKitError):
-                    raise batch
-                self.position += data.batch_size * world
-                self._count_failures(batch)
-                yield batch
-        finally:
-            del loading  # ends its processes, also where an error's traceback keeps this frame
+        positions = PositionBatches(self.position, data.batch_size, rank, world)
+        for batch in load_batches(self.dataset, positions, data.workers, _stack):
+            self.position += data.batch_size * world
+            self._count_failures(batch)
+            yield batch
 
     def _count_failures(self, batch: Batch) -> None:
         self.drawn += len(batch["keys"]) + len(batch["failures"])
@@ -387,36 +370,7 @@ def _chain(config: EmbeddingConfig) -> Chain | None:
     )
 
 
-def _survive_the_first(number: int, frame: FrameType | None) -> None:
-    signal.signal(number, signal.SIG_DFL)
-
-
-def _leave_signals_to_trainer(worker: int) -> None:
-    """A signal to a whole group of processes must not end the loading ones before the trainer has saved."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, _survive_the_first)
-
-
-class _ErrorsAsValues:
-    """Errors of loading processes as values: torch would turn them into tracebacks in text."""
-
-    def __init__(self, dataset: TrainingDataset) -> None:
-        self.dataset = dataset
-
-    def __getitem__(self, position: int) -> Sample | SpeakerKitError:
-        try:
-            return self.dataset[position]
-        except SpeakerKitError as error:
-            return error
-
-
-def _collate(samples: list[Sample | SpeakerKitError]) -> Batch | SpeakerKitError:
-    """The batch of what one loading process has read, or the first error."""
-    errors = [sample for sample in samples if isinstance(sample, SpeakerKitError)]
-    return errors[0] if errors else _stack([sample for sample in samples if isinstance(sample, Sample)])
-
-
-def _stack(samples: list[Sample]) -> Batch:
+def _stack(samples: Sequence[Sample]) -> Batch:
     """Inputs (B, samples) or (B, T, F), labels (B,), keys, and the failures met on the way."""
     return {
         "inputs": torch.from_numpy(np.stack([sample.input for sample in samples])),

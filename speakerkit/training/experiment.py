@@ -11,15 +11,22 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
-from speakerkit.config import read_config, to_dict, write_yaml
+from speakerkit.config import apply_overrides, read_config, read_yaml, to_dict, write_yaml
+from speakerkit.diarization.config import EENDConfig, TSVADConfig
 from speakerkit.embedding.config import EmbeddingConfig
 from speakerkit.embedding.task import EmbeddingTask
+from speakerkit.errors import ConfigError
 from speakerkit.files import write_json, write_lines
+from speakerkit.registry import suggest
 from speakerkit.training.config import RunConfig
 from speakerkit.training.distributed import ranks
+from speakerkit.training.task import Task
 from speakerkit.training.trainer import Trainer, TrainingResult
+
+if TYPE_CHECKING:
+    from speakerkit.diarization.task import DiarizationTask
 
 PACKAGE = Path(__file__).parents[1]
 
@@ -28,14 +35,66 @@ PACKAGE = Path(__file__).parents[1]
 class EmbeddingExperiment(EmbeddingConfig, RunConfig):
     """A whole embedding experiment, as its YAML file spells it."""
 
+    task: Literal["embedding"] = "embedding"
 
-def read_experiment(path: str | Path, overrides: Sequence[str] = ()) -> EmbeddingExperiment:
-    """The experiment of a YAML file with ``a.b=c`` overrides.
+    def build(self) -> EmbeddingTask:
+        """The task that it describes."""
+        return EmbeddingTask(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TSVADExperiment(TSVADConfig, RunConfig):
+    """A training of TS-VAD."""
+
+    task: Literal["tsvad"] = "tsvad"
+
+    def __post_init__(self) -> None:
+        TSVADConfig.__post_init__(self)
+        RunConfig.__post_init__(self)
+
+    def build(self) -> DiarizationTask:
+        """The task that it describes."""
+        from speakerkit.diarization.task import TSVADTask
+
+        return TSVADTask(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EENDExperiment(EENDConfig, RunConfig):
+    """A training of EEND-EDA."""
+
+    task: Literal["eend"] = "eend"
+
+    def __post_init__(self) -> None:
+        EENDConfig.__post_init__(self)
+        RunConfig.__post_init__(self)
+
+    def build(self) -> DiarizationTask:
+        """The task that it describes."""
+        from speakerkit.diarization.task import EENDTask
+
+        return EENDTask(self)
+
+
+Experiment = EmbeddingExperiment | TSVADExperiment | EENDExperiment
+
+EXPERIMENTS: dict[str, type[Experiment]] = {
+    "embedding": EmbeddingExperiment,
+    "tsvad": TSVADExperiment,
+    "eend": EENDExperiment,
+}
+
+
+def read_experiment(path: str | Path, overrides: Sequence[str] = ()) -> Experiment:
+    """The experiment of a YAML file with ``a.b=c`` overrides; ``task`` says which kind, "embedding" if it is missing.
 
     Raises:
         ConfigError: unknown keys, wrong values, no such file.
     """
-    return read_config(EmbeddingExperiment, path, overrides)
+    task = apply_overrides(read_yaml(path), overrides).get("task", "embedding")
+    if not isinstance(task, str) or task not in EXPERIMENTS:
+        raise ConfigError(path, f"task is {task!r}", suggest(str(task), list(EXPERIMENTS)))
+    return read_config(EXPERIMENTS[task], path, overrides)
 
 
 def run_experiment(
@@ -46,7 +105,7 @@ def run_experiment(
     exp_dir = Path(config.exp_dir)
     with ranks(config.trainer.device) as world:
         with world.together():
-            task = EmbeddingTask(config)
+            task: Task = config.build()
         with world.together():
             trainer = Trainer(
                 task,
@@ -63,7 +122,8 @@ def run_experiment(
             # What explains a complete run is left as it is: nothing is trained with this configuration.
             if world.is_main and not (trainer.complete and (exp_dir / "config.yaml").is_file()):
                 write_yaml(exp_dir / "config.yaml", to_dict(config))
-                write_lines(exp_dir / "speakers.txt", task.classes)
+                if isinstance(task, EmbeddingTask):
+                    write_lines(exp_dir / "speakers.txt", task.classes)
                 write_json(exp_dir / "provenance.json", provenance())
         return trainer.fit(stop_after)
 

@@ -185,7 +185,8 @@ def finetune(plan: FineTuning, nproc: int = 1) -> FineTuned | None:
         result = run_experiment(config)
     if result is None or result.stopped:
         return None
-    made = publish(plan.exp_dir, plan.exp_dir / "bundle")
+    publish(plan.exp_dir, plan.exp_dir / "bundle")
+    made = read_bundle(plan.exp_dir / "bundle")
     after = plan.eer(open_backbone(made))
     if before is not None:
         figures = {"init": str(plan.bundle.path), "eer_before": before, "eer_after": after}

@@ -5,13 +5,26 @@ from __future__ import annotations
 import logging
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from speakerkit.bundle import Bundle, BundleConfig, write_bundle
+from speakerkit.diarization.bundle import build_network, write_diarizer
+from speakerkit.diarization.task import described
 from speakerkit.embedding.distillation import PROJECTION
 from speakerkit.embedding.model import backbone_for, load_tensors
 from speakerkit.errors import BundleError
 from speakerkit.training.checkpoint import average_states, list_checkpoints, load_checkpoint, save_checkpoint, step_of
-from speakerkit.training.experiment import EmbeddingExperiment, read_experiment, read_provenance
+from speakerkit.training.experiment import (
+    EENDExperiment,
+    EmbeddingExperiment,
+    Experiment,
+    TSVADExperiment,
+    read_experiment,
+    read_provenance,
+)
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 logger = logging.getLogger("speakerkit.training")
 
@@ -21,8 +34,10 @@ AVERAGE = "average.pt"  # backbone and head, for fine-tuning
 
 def publish(
     exp_dir: Path, out: Path, *, last: int | None = None, best: bool = False, ema: bool | None = None
-) -> Bundle:
+) -> Bundle | Path:
     """Write the average of an experiment's newest checkpoints (``trainer.average`` of them, or ``last``) as a bundle.
+
+    A model that diarizes is a folder of another kind (:mod:`speakerkit.diarization.bundle`), whose path is returned.
 
     Args:
         best: take the checkpoint that was best in validation instead.
@@ -49,6 +64,17 @@ def publish(
     missing = 0 if best or last else experiment.trainer.average - len(paths)
     _warn(exp_dir, experiment, found, missing)
     newest = load_checkpoint(paths[-1])
+    made = {
+        "data": experiment.data.train,
+        "seed": experiment.seed,
+        "steps": int(newest["step"]),
+        "averaged": [path.name for path in paths],
+        "ema": ema,
+        **_teachers(experiment),
+        **read_provenance(exp_dir),
+    }
+    if not isinstance(experiment, EmbeddingExperiment):
+        return _published_diarizer(experiment, out, averaged, made)
     kept = {name: tensor for name, tensor in averaged.items() if not name.startswith(PROJECTION)}
     save_checkpoint(folder / AVERAGE, {"model": kept, "fingerprint": newest.get("fingerprint")})
     tensors = {name.removeprefix(PREFIX): t for name, t in averaged.items() if name.startswith(PREFIX)}
@@ -59,28 +85,30 @@ def publish(
         model=replace(experiment.model, args={**experiment.model.args, **arguments}),
         frontend=experiment.frontend.with_minimum(backbone.min_frames),
         embedding_size=backbone.embed_dim,
-        provenance={
-            "data": experiment.data.train,
-            "seed": experiment.seed,
-            "steps": int(newest["step"]),
-            "averaged": [path.name for path in paths],
-            "ema": ema,
-            **_teachers(experiment),
-            **read_provenance(exp_dir),
-        },
+        provenance=made,
     )
     return write_bundle(out, config, published.state_dict() if arguments else tensors)
 
 
-def _teachers(experiment: EmbeddingExperiment) -> dict[str, str]:
+def _published_diarizer(
+    experiment: TSVADExperiment | EENDExperiment, out: Path, tensors: dict[str, Tensor], made: dict[str, Any]
+) -> Path:
+    config = replace(described(experiment), provenance=made)
+    load_tensors(build_network(config), tensors, out)
+    return write_diarizer(out, config, tensors)
+
+
+def _teachers(experiment: Experiment) -> dict[str, str]:
     """The models that the training started from and learned from."""
+    if not isinstance(experiment, EmbeddingExperiment):
+        return {"init": experiment.init} if experiment.init else {}
     started = {"init": experiment.init} if experiment.init else {}
     if experiment.pretrained and not experiment.init:
         started = {"pretrained": experiment.pretrained}
     return {**started, "teacher": experiment.distillation.teacher} if experiment.distillation else started
 
 
-def _warn(exp_dir: Path, experiment: EmbeddingExperiment, found: list[Path], missing: int) -> None:
+def _warn(exp_dir: Path, experiment: Experiment, found: list[Path], missing: int) -> None:
     """Say in one line where a bundle is made of less than the experiment plans."""
     steps, average = experiment.trainer.steps, experiment.trainer.average
     faults = []

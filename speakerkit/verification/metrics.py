@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 from speakerkit.errors import ConfigError, DataError
+from speakerkit.tables import text_table
 from speakerkit.verification.trials import Scores
 
 Floats = npt.NDArray[np.float64]
@@ -284,16 +285,6 @@ def figure_text(figure: str, value: float) -> str:
     """A value of one of :data:`FIGURES` in the units and with the decimals of the table."""
     _, factor, decimals = FIGURES[figure]
     return f"{factor * value:.{decimals}f}"
-
-
-def text_table(rows: Sequence[Sequence[str]]) -> str:
-    """Columns of text set under one another: the first to the left, the others to the right."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = []
-    for name, *cells in rows:
-        rest = [cell.rjust(width) for cell, width in zip(cells, widths[1:], strict=True)]
-        lines.append("  ".join([name.ljust(widths[0]), *rest]))
-    return "\n".join(lines)
 
 
 def error_curve(scores: npt.ArrayLike, labels: npt.ArrayLike, source: str = "scores") -> ErrorCurve:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import os
-import platform
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,17 +11,14 @@ from functools import partial
 from html import escape
 from pathlib import Path
 from typing import TextIO
-from urllib.parse import quote
 from xml.etree import ElementTree
 
 import numpy as np
 import numpy.typing as npt
-import scipy
 
-from speakerkit import __version__
 from speakerkit.data.lists import command_of
 from speakerkit.errors import DataError, one_line
-from speakerkit.files import atomic_open
+from speakerkit.pages import as_html, file_link, provenance, write_page
 from speakerkit.verification.bootstrap import Bootstrap, TrialSpeakers, trial_speakers
 from speakerkit.verification.calibration import stack_scores
 from speakerkit.verification.metrics import FIGURES, VerificationMetrics, evaluate, figure_text
@@ -45,44 +41,14 @@ MEANINGS = {
     "for one that misleads",
 }
 STYLE = """
-:root{color-scheme:light dark;--ink:#22272c;--soft:#58616a;--paper:#ffffff;--line:#dfe3e6;--link:#0b57a4}
-@media (prefers-color-scheme:dark){
-:root{--ink:#e4e7ea;--soft:#a3acb5;--paper:#14181c;--line:#343b42;--link:#8cc4ff}}
-*{box-sizing:border-box}
-body{margin:0 auto;max-width:76rem;padding:1.5rem 1rem 4rem;font:1rem/1.5 system-ui,sans-serif;
-color:var(--ink);background:var(--paper)}
-h1,h2,h3{line-height:1.2;margin:2.2rem 0 .6rem}
-h1{margin-top:0}
-p,dl,ul{max-width:46rem}
-.summary{font-size:1.1rem}
-.note,figcaption,small,caption{color:var(--soft)}
-a{color:var(--link)}
-.wide{overflow-x:auto}
-table{border-collapse:collapse;margin:.5rem 0 1rem;font-variant-numeric:tabular-nums}
-caption{text-align:left;padding-bottom:.4rem}
-th,td{padding:.45rem .9rem .45rem 0;text-align:left;vertical-align:top;border-bottom:1px solid var(--line)}
-tbody+tbody{border-top:2px solid var(--soft)}
-.figures td,.figures thead th+th{text-align:right}
 td small,td em{display:block;white-space:nowrap}
 .errors td:first-child{white-space:nowrap}
 .errors td{overflow-wrap:anywhere;min-width:5rem}
 .errors a,.errors code{display:block}
-audio{display:block;width:min(20rem,100%);height:2.2rem;margin-top:.3rem}
 .plots{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,25rem),1fr));gap:1.5rem}
 figure{margin:0;max-width:34rem}
-svg{display:block;width:100%;height:auto}
 svg *{stroke-linejoin:round;stroke-linecap:butt}
-dt{font-weight:600;margin-top:.5rem}
-dd{margin:0}
-code{overflow-wrap:anywhere}
-@media print{
-:root{color-scheme:light;--ink:#000000;--soft:#444444;--paper:#ffffff;--line:#cccccc;--link:#000000}
-body{max-width:none;padding:0;font-size:10pt}
-audio{display:none}
-.wide{overflow:visible}
-.plots{grid-template-columns:1fr 1fr}
-figure,tr{break-inside:avoid}
-h2,h3,caption{break-after:avoid}}
+@media print{.plots{grid-template-columns:1fr 1fr}}
 """
 
 
@@ -155,28 +121,17 @@ def write_report(
         DataError: ids without speaker, or labels that contradict the speakers.
         MissingExtraError: matplotlib is not installed.
     """
-    heading = _text(title or "Verification report")
     trials = next(iter(named.values())).trials
     speakers = trial_speakers(trials, recordings.speakers)
     folder = Path(path).absolute().parent
     parts = [
-        f"<h1>{heading}</h1>",
         _summary(results, trials, speakers, recordings),
         _figures(results, drawn or {}),
         _plots(named, results),
         _worst_errors(named, results, worst, partial(_recording, recordings, folder)),
         _provenance(named, notes or {}),
     ]
-    with atomic_open(path) as stream:
-        stream.write(
-            '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-            '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-            # Nothing on the page is a script; should text of a list ever get through as one, it must not run.
-            '<meta http-equiv="Content-Security-Policy" content="script-src \'none\'">\n'
-            f"<title>{heading}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n<main>\n"
-        )
-        stream.writelines(f"{part}\n" for part in parts if part)
-        stream.write("</main>\n</body>\n</html>\n")
+    write_page(path, title or "Verification report", parts, style=STYLE)
 
 
 def worst_errors(scores: Scores, threshold: float, count: int) -> tuple[list[int], list[int]]:
@@ -213,11 +168,6 @@ def _first(trials: Trials, values: npt.NDArray[np.float64], chosen: npt.NDArray[
     return sorted(rows.tolist(), key=place)[:count]
 
 
-def _text(value: object) -> str:
-    """Any text as it may stand in HTML, quoted attributes included."""
-    return escape(one_line(str(value)))
-
-
 def _summary(
     results: Mapping[str, VerificationMetrics], trials: Trials, speakers: TrialSpeakers | None, recordings: Recordings
 ) -> str:
@@ -252,13 +202,13 @@ def _verdict(results: Mapping[str, VerificationMetrics]) -> Iterable[str]:
 
 
 def _quoted(name: str) -> str:
-    return f"<q>{_text(name)}</q>"
+    return f"<q>{as_html(name)}</q>"
 
 
 def _figures(results: Mapping[str, VerificationMetrics], drawn: Mapping[str, Bootstrap]) -> str:
     """The table of error rates and costs, differences to the first system, and what they mean."""
     shown = [name for name in FIGURES if any(getattr(result, name) is not None for result in results.values())]
-    head = "".join(f'<th scope="col">{_text(FIGURES[name][0])}</th>' for name in shown)
+    head = "".join(f'<th scope="col">{as_html(FIGURES[name][0])}</th>' for name in shown)
     bodies = ["".join(_system_row(name, result, shown, drawn.get(name)) for name, result in results.items())]
     baseline, *others = results
     if others:
@@ -286,7 +236,7 @@ def _system_row(name: str, result: VerificationMetrics, shown: Sequence[str], dr
             f" <small>{figure_text(figure, around.low)} to {figure_text(figure, around.high)}</small>" if around else ""
         )
         cells.append(f"<td>{figure_text(figure, getattr(result, figure))}{span}</td>")
-    return f'<tr><th scope="row">{_text(name)}</th>{"".join(cells)}</tr>\n'
+    return f'<tr><th scope="row">{as_html(name)}</th>{"".join(cells)}</tr>\n'
 
 
 def _difference_row(
@@ -305,7 +255,7 @@ def _difference_row(
             word = "better" if span.high < 0 else "worse" if span.low > 0 else "not told apart"
             verdict = f" <small>{_signed(figure, span.low)} to {_signed(figure, span.high)}</small> <em>{word}</em>"
         cells.append(f"<td>{value}{verdict}</td>")
-    return f'<tr><th scope="row">{_text(other)} less {_text(baseline)}</th>{"".join(cells)}</tr>\n'
+    return f'<tr><th scope="row">{as_html(other)} less {as_html(baseline)}</th>{"".join(cells)}</tr>\n'
 
 
 def _signed(figure: str, value: float) -> str:
@@ -420,7 +370,7 @@ def _worst_errors(
         accepted = scores.scores >= result.eer_threshold
         false_accepts, false_rejects = worst_errors(scores, result.eer_threshold, count)
         parts.append(
-            f"<h3>{_text(name)}</h3>\n<p>At its EER it accepts scores from {result.eer_threshold:.4g} on: "
+            f"<h3>{as_html(name)}</h3>\n<p>At its EER it accepts scores from {result.eer_threshold:.4g} on: "
             f"{np.sum(accepted & ~labels):,} of {result.nontargets:,} nontargets, and all but "
             f"{np.sum(~accepted & labels):,} of {result.targets:,} targets.</p>"
         )
@@ -448,39 +398,23 @@ def _recording(recordings: Recordings, folder: Path, key: str) -> str:
     """The id with what is known of it, and a player where its file is there."""
     facts = []
     if recordings.speakers is not None:
-        facts.append(f"speaker {_text(recordings.speakers[key])}")
+        facts.append(f"speaker {as_html(recordings.speakers[key])}")
     if key in recordings.seconds:
         facts.append(f"{recordings.seconds[key]:.2f} s")
-    head = f"<strong>{_text(key)}</strong>" + (f" <small>{', '.join(facts)}</small>" if facts else "")
+    head = f"<strong>{as_html(key)}</strong>" + (f" <small>{', '.join(facts)}</small>" if facts else "")
     path = recordings.paths.get(key)
     if path is None:
         return head
     if command_of(path) or not os.path.isfile(path):
         why = "a command" if command_of(path) else "no such file"
-        return f"{head}<code>{_text(path)}</code> ({why})"
-    link = escape(_link(path, folder))
+        return f"{head}<code>{as_html(path)}</code> ({why})"
+    link = escape(file_link(path, folder))
     return (
-        f'{head}<a href="{link}">{_text(path)}</a>'
-        f'<audio controls preload="none" src="{link}" aria-label="{_text(key)}"></audio>'
+        f'{head}<a href="{link}">{as_html(path)}</a>'
+        f'<audio controls preload="none" src="{link}" aria-label="{as_html(key)}"></audio>'
     )
 
 
-def _link(path: str, folder: Path) -> str:
-    """Address of a local file: a whole one where the list has a whole path, else from the page's folder."""
-    return Path(path).as_uri() if os.path.isabs(path) else quote(Path(os.path.relpath(path, folder)).as_posix())
-
-
 def _provenance(named: Mapping[str, Scores], notes: Mapping[str, str]) -> str:
-    import matplotlib as mpl
-
-    versions = {
-        "speakerkit": __version__,
-        "Python": platform.python_version(),
-        "numpy": np.__version__,
-        "scipy": scipy.__version__,
-        "matplotlib": mpl.__version__,
-    }
     rows = {f"Scores of {name}": scores.trials.source for name, scores in named.items()}
-    rows |= {**notes, "Versions": ", ".join(f"{name} {version}" for name, version in versions.items())}
-    lines = "".join(f"<dt>{_text(what)}</dt><dd><code>{_text(value)}</code></dd>\n" for what, value in rows.items())
-    return f"<h2>How this was made</h2>\n<dl>\n{lines}</dl>"
+    return provenance({**rows, **notes}, ("numpy", "scipy", "matplotlib"))
