@@ -17,7 +17,7 @@ from speakerkit import __version__
 from speakerkit.bundle import Calibration
 from speakerkit.errors import ConfigError, DataError, one_line
 from speakerkit.files import write_json
-from speakerkit.verification.metrics import ErrorCurve, OperatingPoint, error_curve, labelled_curve
+from speakerkit.verification.metrics import LARGEST, ErrorCurve, OperatingPoint, error_curve, labelled_curve
 from speakerkit.verification.trials import Scores, Trials
 
 Floats = npt.NDArray[np.float64]
@@ -26,7 +26,6 @@ Labels = npt.NDArray[np.bool_]
 FORMAT = "speakerkit-scoremap-1"
 RIDGE = 1e-6
 MAX_STEPS = 200
-LARGEST = 1e100  # of a score: squares and products of such are finite
 FEW_ERRORS = 30  # fewer tell little about a rate: Doddington's rule of 30
 
 
@@ -269,7 +268,7 @@ def too_few_errors(calibration: Calibration) -> list[str]:
     """Which of the rates rest on fewer than 30 errors, so that they hold to within 30 % at best, in words."""
     errors = {"far": "false_accepts", "frr": "misses"}
     data = calibration.data
-    at_eer = math.floor(data["eer"] * min(data["targets"], data["nontargets"]))
+    at_eer = round(data["eer"] * min(data["targets"], data["nontargets"]))
     if not calibration.thresholds and at_eer < FEW_ERRORS:
         return [f"EER {100 * data['eer']:.3g} % rests on {at_eer} errors"]
     return [

@@ -46,8 +46,9 @@ def test_snr_at_its_limits() -> None:
     assert estimate_snr(quiet, 16000) == 60
     assert estimate_snr(np.zeros(16000), 16000) == -10
     assert estimate_snr(np.random.default_rng(0).normal(size=16000), 16000) < 3
-    with pytest.raises(DataError, match="400 samples"):
-        estimate_snr(np.zeros(100), 16000)
+    for useless in (np.zeros(100), np.full(16000, np.nan)):
+        with pytest.raises(DataError, match="400 finite samples"):
+            estimate_snr(useless, 16000)
 
 
 def test_measures_are_collected_by_key() -> None:
@@ -165,6 +166,8 @@ def test_what_cannot_be_drawn_from() -> None:
     owner, seconds = corpus(3, 3)
     with pytest.raises(DataError, match="none is known of"):
         draw_trials(owner, {}, 60)
+    with pytest.raises(DataError, match="none is known of 's0-0'"):
+        draw_trials(owner, {**seconds, "s0-0": float("nan")}, 60)
     with pytest.raises(DataError, match="long enough"):
         draw_trials(owner, seconds, 60, shortest=100, boundary=200)
     with pytest.raises(DataError, match="long enough"):
