@@ -120,7 +120,9 @@ def test_a_name_and_a_file(
 
 def test_text_may_be_asked_for(place: Callable[..., Ran]) -> None:
     place("enroll", "ana", "a.wav")
-    assert place("verify", "--text", "--threshold", -1, "ana", "a.wav").out.endswith("uncalibrated: yes: same speaker\n")
+    assert place("verify", "--text", "--threshold", -1, "ana", "a.wav").out.endswith(
+        "uncalibrated: yes: same speaker\n"
+    )
 
 
 def test_no_bare_yes_of_an_uncalibrated_model(place: Callable[..., Ran]) -> None:
@@ -267,7 +269,11 @@ def test_voices_are_renamed_and_removed(place: Callable[..., Ran]) -> None:
     place("enroll", "bo", "b.wav")
     assert "has a voice 'bo' already" in place("voices rename", "ana", "bo", model=None).errors[0]
     assert place("voices rename", "ana", "Ána Ng", model=None).code == 0
-    assert place("voices list", model=None).out.splitlines()[1].startswith("Ána Ng  1 recording, 2.0 s (2.0 s without pauses)  since 20")
+    assert (
+        place("voices list", model=None)
+        .out.splitlines()[1]
+        .startswith("Ána Ng  1 recording, 2.0 s (2.0 s without pauses)  since 20")
+    )
     assert "Ána Ng: 1 recording, 2.0 s (2.0 s without pauses); model " in place("voices show", "Ána Ng", model=None).out
     ran = place("voices remove", "bo", "nobody", model=None)
     assert (ran.code, ran.out) == (2, "")  # all or none

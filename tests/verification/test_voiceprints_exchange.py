@@ -29,7 +29,9 @@ def store(tmp_path: Path) -> Iterator[VoiceStore]:
     with open_store(tmp_path / "voices.db", create=True) as opened:
         for number, name in enumerate(NAMES):
             items = [
-                Enrolment.from_embedding(5 * rng.normal(size=DIM), 2.5, f"{10 * number + n:064x}", f"{name} {n}.wav", 1.5)
+                Enrolment.from_embedding(
+                    5 * rng.normal(size=DIM), 2.5, f"{10 * number + n:064x}", f"{name} {n}.wav", 1.5
+                )
                 for n in range(number + 1)
             ]
             opened.add(name, items, STAMP)

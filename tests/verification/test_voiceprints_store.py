@@ -344,7 +344,7 @@ def test_what_a_server_holds_by_others(postgres: str) -> None:
             connection.execute("DROP SCHEMA IF EXISTS speakerkit CASCADE")
             with open_store(postgres, create=True) as store:
                 store.add("a", [enrolment(1)], STAMP)
-                connection.execute(f"UPDATE speakerkit.voices SET vector = {spoilt}")
+                connection.execute(f"UPDATE speakerkit.voices SET vector = {spoilt}")  # noqa: S608
                 with pytest.raises(DataError, match="holds a voiceprint without 8 values"):
                     Searcher(store).nearest(enrolment(1).vector, 1)
 
@@ -422,9 +422,7 @@ def _read_all(path: Path) -> None:
         Searcher(store, "exemplars").nearest(enrolment(1).vector, 1)
 
 
-def test_a_file_of_a_name_that_sqlite_takes_for_another_thing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_file_of_a_name_that_sqlite_takes_for_another_thing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     for name in (":memory:", "file:x?mode=memory"):
         with open_store(name, create=True) as store:
