@@ -191,7 +191,8 @@ stage_5() {
 stage_6() {
   local speakers top
   speakers=$(wc -l <"$lists/cohort/spk2utt")
-  top=$((speakers < 1200 ? (speakers + 3) / 4 : 300))
+  top=$((speakers < 1200 ? speakers / 4 : 300))
+  [ "$top" -ge 10 ] || top=$((speakers < 10 ? speakers : 10))
   score as_norm norm --cohort "$exp/embeddings/cohort.scp" --cohort-utt2spk "$lists/cohort/utt2spk" --top "$top" \
     --mean "$exp/embeddings/cohort.scp"
 }
