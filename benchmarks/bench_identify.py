@@ -1,7 +1,7 @@
 """Identification among many enrolled voices: all compared, by the indexes of faiss, and as a reader would write it.
 
-    OMP_NUM_THREADS=1 python benchmarks/bench_identify.py --voices 20000      # half a minute
-    OMP_NUM_THREADS=1 python benchmarks/bench_identify.py --voices 1000000    # the table of docs/scale.md
+    OMP_NUM_THREADS=1 python benchmarks/bench_identify.py --voices 20000                       # half a minute
+    OMP_NUM_THREADS=1 python benchmarks/bench_identify.py --voices 1000000 --kinds flat ivf    # for docs/scale.md
 
 A store of one SQLite file is filled, indexed and asked as `speakerkit identify` does it. Voices are drawn with a
 falling spectrum, as embeddings have; a query is another session of an enrolled voice, at a mean cosine of 0.7 to it.

@@ -170,7 +170,8 @@ stage_4() {
   for part in cohort calibration ${dev:+adapt}; do
     tolerate embed "$lists/$part/wav.scp" "$exp/embeddings/$part.scp"
   done
-  speakerkit score draw-trials "$lists/calibration" "$exp/calibration/trials" --embeddings "$exp/embeddings/calibration.scp"
+  speakerkit score draw-trials "$lists/calibration" "$exp/calibration/trials" --nontargets-each 10 \
+    --embeddings "$exp/embeddings/calibration.scp"
 }
 
 # Scores of every list of test trials, and of trials to learn the calibration of this system from.
@@ -213,27 +214,33 @@ stage_7() {
   fi
 }
 
+# Log-likelihood ratios of a system, learnt from its scores of the calibration trials.
+calibrate() { # name of the result, system, whether with quality measures
+  local name=$1 system=$2 trials
+  if ! speakerkit score fit "$exp/calibration/$name.json" "$exp/scores/calibration_$system" ${3:+--quality "$exp/calibration/$3_calibration.tsv"}; then
+    echo "note: $name cannot be calibrated, so its rows are left out"
+    return
+  fi
+  for trials in "$lists/test/trials"*; do
+    trials=$exp/scores/$(basename "$trials")
+    speakerkit score llr "$exp/calibration/$name.json" "${trials}_$name.llr" "${trials}_$system" ${3:+--quality "$exp/calibration/$3_test.tsv"}
+  done
+}
+
 stage_8() {
-  local embeddings=$exp/embeddings calibration=$exp/calibration part learnt system trials
+  local embeddings=$exp/embeddings part system
   rm -f "$exp/scores/"*.llr
-  for learnt in "$exp/scores/calibration_"*; do
-    system=${learnt#"$exp/scores/calibration_"}
-    speakerkit score fit "$calibration/$system.json" "$learnt"
-    for trials in "$lists/test/trials"*; do
-      trials=$exp/scores/$(basename "$trials")_$system
-      speakerkit score llr "$calibration/$system.json" "$trials.llr" "$trials"
-    done
+  for system in cosine cosine_mean as_norm plda plda_adapted; do
+    [ ! -f "$exp/scores/calibration_$system" ] || calibrate "$system" "$system"
   done
   for part in calibration test; do
-    speakerkit score quality "$embeddings/$part.scp" "$calibration/$part.tsv" --scp "$lists/$part/wav.scp" --cohort "$embeddings/cohort.scp"
+    speakerkit score quality "$embeddings/$part.scp" "$exp/calibration/quality_$part.tsv" --scp "$lists/$part/wav.scp" \
+      --cohort "$embeddings/cohort.scp"
   done
-  speakerkit score fit "$calibration/as_norm_qmf.json" "$exp/scores/calibration_as_norm" --quality "$calibration/calibration.tsv"
-  for trials in "$lists/test/trials"*; do
-    trials=$exp/scores/$(basename "$trials")_as_norm
-    speakerkit score llr "$calibration/as_norm_qmf.json" "${trials}_qmf.llr" "$trials" --quality "$calibration/test.tsv"
-  done
+  calibrate as_norm_qmf as_norm quality
   # What `speakerkit similarity` and `verify` decide by.
-  speakerkit calibrate --model "$exp/bundle" --embeddings "$embeddings/calibration.scp" --trials "$exp/calibration/trials" --far 0.01 --far 0.001 --frr 0.01
+  speakerkit calibrate --model "$exp/bundle" --embeddings "$embeddings/calibration.scp" --trials "$exp/calibration/trials" \
+    --far 0.01 --far 0.001 --frr 0.01
 }
 
 stage_9() {

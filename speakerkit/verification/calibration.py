@@ -24,7 +24,6 @@ Floats = npt.NDArray[np.float64]
 Labels = npt.NDArray[np.bool_]
 
 FORMAT = "speakerkit-scoremap-1"
-RIDGE = 1e-6
 MAX_STEPS = 200
 FEW_ERRORS = 30  # fewer tell little about a rate: Doddington's rule of 30
 
@@ -80,7 +79,7 @@ def fit_linear(
     names: Sequence[str] = ("score",),
     *,
     prior: float = 0.5,
-    ridge: float = RIDGE,
+    ridge: float | None = None,
     systems: int | None = None,
     source: str = "scores",
 ) -> LinearMap:
@@ -96,8 +95,9 @@ def fit_linear(
         labels: (trials,) true for targets.
         names: of the columns.
         prior: probability of a target where the ratios will be used; it matters little.
-        ridge: half its product with the squared weights (of columns scaled to deviation one) is added, which keeps
-            weights finite where targets and nontargets separate; 0 for none.
+        ridge: half its product with the squared weights (of columns scaled to deviation one) is added; 0 for none. By
+            default it is one over the number of trials of the rarer kind: little where they are many, and where few
+            separate completely, ratios about as large as that number allows, as by the rule of succession.
         systems: how many of the columns are scores; ``None`` is all.
         source: file that errors name.
 
@@ -106,10 +106,12 @@ def fit_linear(
             lower for targets, or without ridge targets and nontargets that do not overlap.
         ConfigError: a prior outside (0, 1), or a negative ridge.
     """
-    if not (0 < prior < 1 and 0 <= ridge < math.inf):
+    if not (0 < prior < 1 and (ridge is None or 0 <= ridge < math.inf)):
         raise ConfigError("calibration", f"prior {prior}, ridge {ridge}", "0 < prior < 1 and 0 <= ridge")
     matrix = _matrix(columns, len(names), source)
     truth = _checked_labels(matrix, labels, source)
+    if ridge is None:
+        ridge = 1 / min(truth.sum(), (~truth).sum())
     means, deviations = matrix.mean(axis=0), matrix.std(axis=0)
     constant = deviations <= 1e-12 * np.abs(matrix).max(axis=0)
     if constant.any():

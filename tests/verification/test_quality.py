@@ -155,6 +155,19 @@ def test_small_sets_give_all_they_have(caplog: pytest.LogCaptureFixture) -> None
     assert "short-short trials: 3 of each kind instead of 100" in caplog.text
 
 
+def test_more_nontargets_for_low_false_accept_rates() -> None:
+    owner, seconds = corpus(10, 20)
+    balanced, many = (
+        draw_trials(owner, seconds, 120, seed=1),
+        draw_trials(owner, seconds, 120, nontargets_each=5, seed=1),
+    )
+    assert np.sum(many.labels) == np.sum(balanced.labels) == 60
+    assert len(many) == 60 + 5 * 60
+    assert all(
+        owner[one] != owner[other] for (one, other), same in zip(many.pairs(), many.labels, strict=True) if not same
+    )
+
+
 def test_one_speaker_with_many_recordings_needs_little_memory() -> None:
     owner = {f"a{n}": "a" for n in range(3000)} | {f"b{n}": "b" for n in range(3000)}
     trials = draw_trials(owner, dict.fromkeys(owner, 9.0), 600)
