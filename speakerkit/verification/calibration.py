@@ -96,8 +96,8 @@ def fit_linear(
         names: of the columns.
         prior: probability of a target where the ratios will be used; it matters little.
         ridge: half its product with the squared weights (of columns scaled to deviation one) is added; 0 for none. By
-            default it is one over the number of trials of the rarer kind: little where they are many, and where few
-            separate completely, ratios about as large as that number allows, as by the rule of succession.
+            default it is a tenth over the number of trials of the rarer kind: little where they are many, and where few
+            separate completely, ratios about as large as that number can support.
         systems: how many of the columns are scores; ``None`` is all.
         source: file that errors name.
 
@@ -111,7 +111,7 @@ def fit_linear(
     matrix = _matrix(columns, len(names), source)
     truth = _checked_labels(matrix, labels, source)
     if ridge is None:
-        ridge = 1 / min(truth.sum(), (~truth).sum())
+        ridge = 0.1 / min(truth.sum(), (~truth).sum())
     means, deviations = matrix.mean(axis=0), matrix.std(axis=0)
     constant = deviations <= 1e-12 * np.abs(matrix).max(axis=0)
     if constant.any():

@@ -109,17 +109,17 @@ def test_fusion_is_better_than_its_systems() -> None:
 
 
 def test_separated_scores_have_finite_weights_by_the_ridge_only() -> None:
-    """One over the trials of the rarer kind: here a half."""
+    """A tenth over the trials of the rarer kind."""
     scores, labels = np.array([0.1, 0.2, 0.7, 0.8]), np.array([False, False, True, True])
     found = fit_linear(scores, labels)
     assert 0 < found.weights[0] < 1000
     assert found(0.45 * np.ones(1))[0] == pytest.approx(0, abs=1e-6)
-    theirs = LogisticRegression(C=1 / (4 * 0.5), tol=1e-12, max_iter=10_000).fit(
+    theirs = LogisticRegression(C=1 / (4 * 0.05), tol=1e-12, max_iter=10_000).fit(
         ((scores - scores.mean()) / scores.std())[:, None], labels
     )
     assert found.weights[0] * scores.std() == pytest.approx(theirs.coef_[0, 0], rel=1e-4)
     many, truth = np.repeat(scores, 500), np.repeat(labels, 500)
-    assert 4 < fit_linear(many, truth)(many).max() < np.log(1000)  # sure of as much as a thousand trials can tell
+    assert 4 < fit_linear(many, truth)(many).max() < 1.5 * np.log(1000)  # the rule of succession says log(1001)
     for touching in (scores, np.array([0.1, 0.5, 0.5, 0.8])):
         with pytest.raises(DataError, match="do not overlap"):
             fit_linear(touching, labels, ridge=0)
