@@ -29,6 +29,8 @@ DEV = [
     "types-tqdm",
     "kaldi-native-fbank>=1.20",
     "spy-der>=0.4.1",
+    *SEARCH,
+    *POSTGRES,
 ]
 
 setup(

@@ -12,26 +12,24 @@ from __future__ import annotations
 
 import resource
 import tempfile
-import time
-from collections.abc import Callable
 from pathlib import Path
-from statistics import median
 
 import numpy as np
+from timing import RUNS, report, timed
 
 from speakerkit.data.ark import Embeddings, read_embeddings, write_embeddings
 from speakerkit.verification.backend import Backend, score_backend
 from speakerkit.verification.backend_file import read_backend, write_backend
 from speakerkit.verification.chain import Chain, fit_chain
 from speakerkit.verification.plda import LOG_2PI, Plda, _Diagonal, train_plda
-from speakerkit.verification.psda import train_psda, unit
+from speakerkit.verification.psda import train_psda
 from speakerkit.verification.speakers import SpeakerStatistics
 from speakerkit.verification.trials import Trials, read_trials, write_scores, write_trials
+from speakerkit.verification.vectors import unit
 
 SPEAKERS, SESSIONS, DIM = 5994, 20, 256
 TRIALS, UTTERANCES = 500_000, 4708
 SPEAKER_SAMPLE, TRIAL_SAMPLE = 100, 10_000
-RUNS = 5
 
 
 def draw(rng: np.random.Generator, speakers: int, sessions: int) -> tuple[np.ndarray, list[str]]:
@@ -65,21 +63,6 @@ def naive_llr(psi: np.ndarray, enrol: np.ndarray, test: np.ndarray) -> float:
     return float(0.5 * (other - same))
 
 
-def timed(work: Callable[[], object]) -> float:
-    """Median seconds."""
-    seconds = []
-    for _ in range(RUNS):
-        start = time.perf_counter()
-        work()
-        seconds.append(time.perf_counter() - start)
-    return median(seconds)
-
-
-def report(name: str, seconds: float, baseline: float | None = None, note: str = "") -> None:
-    ratio = "" if baseline is None else f"{baseline / seconds:8.0f} times as fast"
-    print(f"{name:<42}{seconds:9.3f} s{ratio}{note}")
-
-
 def training(rng: np.random.Generator) -> Plda:
     rows, speakers = draw(rng, SPEAKERS, SESSIONS)
     print(f"training, {SPEAKERS} speakers x {SESSIONS} embeddings of {DIM}, median of {RUNS}")
@@ -89,7 +72,9 @@ def training(rng: np.random.Generator) -> Plda:
     for _ in range(2):
         within, between = _Diagonal.of(within, between, statistics).maximise()
     sample = statistics.means[:SPEAKER_SAMPLE] - statistics.mean
-    scaled = timed(lambda: naive_iteration(sample, statistics.scatter, within, between)) * SPEAKERS / SPEAKER_SAMPLE
+    scaled = timed(lambda: naive_iteration(sample, statistics.scatter, within, between)).times(
+        SPEAKERS / SPEAKER_SAMPLE
+    )
 
     def iteration() -> None:
         diagonal = _Diagonal.of(within, between, statistics)
@@ -125,7 +110,7 @@ def scoring(rng: np.random.Generator, plda: Plda) -> None:
         return [naive_llr(plda.psi, projected[enrol], projected[test]) for enrol, test in pairs[:TRIAL_SAMPLE]]
 
     difference = np.abs(score_backend(backend, embeddings, trials).scores[:TRIAL_SAMPLE] - loop()).max()
-    scaled = timed(loop) * TRIALS / TRIAL_SAMPLE
+    scaled = timed(loop).times(TRIALS / TRIAL_SAMPLE)
     print(f"\nscoring, {TRIALS} trials over {UTTERANCES} embeddings; largest difference {difference:.1e}")
     report("loop over trials, from projected arrays", scaled, note=f"  (scaled from {TRIAL_SAMPLE} trials)")
     report("score_backend, from arrays", timed(lambda: score_backend(backend, embeddings, trials)), scaled)

@@ -4,9 +4,8 @@
 
 The loops go over trials: scikit-learn's cosine_similarity for each pair, as the peer's scorer does, and for AS-norm a
 product with the cohort and a sort for either side, anew for each trial or once for each embedding. They are timed on a
-subsample, from arrays, and scaled to all trials. Times are seconds of the processor, which are those of the clock on an
-idle machine; medians of five runs, all in this process. Peak memory is that of the command in a process of its own
-(Linux only).
+subsample, from arrays, and scaled to all trials. Medians of five runs, all in this process. Peak memory is that of the
+command in a process of its own (Linux only).
 """
 
 from __future__ import annotations
@@ -14,16 +13,14 @@ from __future__ import annotations
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable
 from pathlib import Path
-from statistics import median
 
 import numpy as np
 from sklearn.metrics.pairwise import cosine_similarity
+from timing import RUNS, Seconds, once, report, timed
 
 from speakerkit.data.ark import Embeddings, read_embeddings, write_embeddings
-from speakerkit.verification.cosine import Floats, cosine_sides, score_all, score_cosine
+from speakerkit.verification.cosine import cosine_sides, score_all, score_cosine
 from speakerkit.verification.metrics import evaluate
 from speakerkit.verification.normalisation import make_cohort, normalise_cosine
 from speakerkit.verification.trials import (
@@ -34,12 +31,12 @@ from speakerkit.verification.trials import (
     write_scores,
     write_trials,
 )
+from speakerkit.verification.vectors import Floats
 
 TRIALS, UTTERANCES, DIM, SPEAKERS = 500_000, 4708, 256, 40
 COHORT, TOP = 5994, 300
 SUBSAMPLE = 5_000
 COHORT_SUBSAMPLE = 200
-RUNS = 5
 
 
 def make(rng: np.random.Generator) -> tuple[Embeddings, Trials, Embeddings]:
@@ -82,16 +79,6 @@ def norm_loop(vectors: dict[str, Floats], cohort: Floats, pairs: list[tuple[str,
     return scores
 
 
-def timed(work: Callable[[], object]) -> float:
-    """Median seconds of the processor."""
-    seconds = []
-    for _ in range(RUNS):
-        start = time.process_time()
-        work()
-        seconds.append(time.process_time() - start)
-    return median(seconds)
-
-
 def peak_of_command(*arguments: object) -> float:
     """Largest memory (MB) of a command in a process of its own."""
     code = """
@@ -107,17 +94,10 @@ finally:
     return peak / 1024
 
 
-def report(name: str, seconds: float, loop: float | None = None, note: str = "") -> None:
-    ratio = "" if loop is None else f"{loop / seconds:8.0f} times as fast"
-    print(f"{name:44}{seconds:9.3f} s{ratio}{note}", flush=True)
-
-
 def main() -> None:
     embeddings, trials, impostors = make(np.random.default_rng(0))
     pairs = list(trials.pairs())
-    print(
-        f"{TRIALS} trials, {UTTERANCES} utterances x {DIM}, cohort {COHORT}, top {TOP}, median of {RUNS}, CPU seconds"
-    )
+    print(f"{TRIALS} trials, {UTTERANCES} utterances x {DIM}, cohort {COHORT}, top {TOP}, median of {RUNS}")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         scp, cohort_scp = folder / "embeddings.scp", folder / "cohort.scp"
@@ -140,7 +120,7 @@ def cosine(
     """Cosine of the trials, and what is around it."""
     scores = score_cosine(embeddings, trials)
     difference = np.abs(scores.scores[: len(sample)] - cosine_loop(embeddings, sample)).max()
-    loop = timed(lambda: cosine_loop(embeddings, sample)) * TRIALS / len(sample)
+    loop = timed(lambda: cosine_loop(embeddings, sample)).times(TRIALS / len(sample))
     report("cosine: loop over pairs", loop, note=f"  (scaled from {len(sample)} trials)")
     report("cosine, from arrays", timed(lambda: score_cosine(embeddings, trials)), loop)
     through_files = timed(lambda: write_scores(out, score_cosine(read_embeddings(scp), read_trials(listed))))
@@ -150,9 +130,7 @@ def cosine(
     report("reading the scores", timed(lambda: read_scores(out)))
     report("EER and minDCF, from arrays", timed(lambda: evaluate(scores)))
     sides = cosine_sides(embeddings, embeddings.keys, embeddings.keys)
-    start = time.process_time()
-    written = write_score_blocks(out, score_all(sides))
-    report(f"all {written} pairs, written (one run)", time.process_time() - start)
+    report(f"all {sides.pairs} pairs, written (one run)", once(lambda: write_score_blocks(out, score_all(sides))))
 
 
 def as_norm(
@@ -174,8 +152,8 @@ def as_norm(
     ours = normalise_cosine(sides, trials, cohort).scores[: len(sample)]
     difference = np.abs(ours - norm_loop(vectors, cohort.vectors, sample)).max()
 
-    loop = timed(lambda: norm_loop(vectors, cohort.vectors, sample)) * TRIALS / len(sample)
-    remembering = timed(lambda: cohort_loop(vectors, cohort.vectors, keys)) * len(vectors) / len(keys)
+    loop = timed(lambda: norm_loop(vectors, cohort.vectors, sample)).times(TRIALS / len(sample))
+    statistics = timed(lambda: cohort_loop(vectors, cohort.vectors, keys)).times(len(vectors) / len(keys))
     found = dict(zip(vectors, cohort_loop(vectors, cohort.vectors, keys) * len(vectors), strict=False))
 
     def over_trials() -> list[float]:
@@ -186,11 +164,17 @@ def as_norm(
             scores.append(((score - enrol_mean) / enrol_std + (score - test_mean) / test_std) / 2)
         return scores
 
-    remembering += timed(over_trials) * TRIALS / SUBSAMPLE
+    trial_loop = timed(over_trials).times(TRIALS / SUBSAMPLE)
+    remembering = Seconds(statistics.processor + trial_loop.processor, statistics.clock + trial_loop.clock)
     report("AS-norm: loop over trials", loop, note=f"  (scaled from {len(sample)} trials)")
     report("AS-norm: loop, statistics once an embedding", remembering, note=f"  (scaled from {len(keys)})")
     from_arrays = timed(lambda: normalise_cosine(sides, trials, cohort))
-    report("AS-norm 1, from arrays", from_arrays, loop, f", {remembering / from_arrays:.1f} of the second")
+    report(
+        "AS-norm 1, from arrays",
+        from_arrays,
+        loop,
+        f", {remembering.processor / from_arrays.processor:.1f} of the second",
+    )
     report("AS-norm 2, from arrays", timed(lambda: normalise_cosine(sides, trials, cohort, "as-norm2")), loop)
 
     def through_files() -> None:
@@ -199,7 +183,9 @@ def as_norm(
         write_scores(out, normalise_cosine(both, asked, make_cohort(read_embeddings(cohort_scp))))
 
     files = timed(through_files)
-    report("AS-norm 1, text files and ark", files, loop, f", {remembering / files:.1f} of the second")
+    report(
+        "AS-norm 1, text files and ark", files, loop, f", {remembering.processor / files.processor:.1f} of the second"
+    )
     print(f"largest difference from the loop: {difference:.1e}")
 
 

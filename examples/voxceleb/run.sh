@@ -5,7 +5,7 @@ here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 root=$(cd "$here/../.." && pwd)
 export PATH="$root/.venv/bin:$PATH"
 
-corpus=demo data="" config="" name="" adapt="" gpus=0 nj=2 stage="" stop_stage=10 workdir=$here
+corpus=demo data="" config="" name="" dev="" gpus=0 nj=2 stage="" stop_stage=10 workdir=$here
 set_args=()
 
 usage() {
@@ -15,7 +15,8 @@ usage: run.sh [options]
   --data DIR       where the corpus lies; for mini $SPEAKERKIT_DATA or ../shared/data by default
   --config FILE    experiment, conf/mini.yaml by default (conf/resnet34.yaml for voxceleb)
   --name NAME      names the folder exp/CORPUS-NAME, the configuration's name by default
-  --adapt WAV.SCP  unlabelled recordings like those of the test, to adapt PLDA to; demo makes its own
+  --dev DIR        Kaldi directory of further speakers recorded like the test: half of them to calibrate on, half, without
+                   labels, to adapt PLDA to; without it one training speaker in five calibrates. demo makes its own
   --set KEY=VALUE  override a value of the configuration; may be given several times
   --stage N        begin at this stage, run before or not; without it finished stages are skipped
   --stop-stage N   end after this stage
@@ -29,7 +30,7 @@ TEXT
 
 while [ $# -gt 0 ]; do
   case $1 in
-    --corpus | --data | --config | --name | --adapt | --gpus | --nj | --stage | --stop-stage | --workdir)
+    --corpus | --data | --config | --name | --dev | --gpus | --nj | --stage | --stop-stage | --workdir)
       [ $# -ge 2 ] || { echo "run.sh: $1 needs a value" >&2; exit 2; }
       option=${1#--}
       printf -v "${option//-/_}" %s "$2"
@@ -67,17 +68,17 @@ if [ -z "$config" ]; then
 fi
 [ -f "$config" ] || { echo "run.sh: no such configuration: $config" >&2; exit 2; }
 
-[ -z "$adapt" ] || [ -f "$adapt" ] || { echo "run.sh: no such list of recordings: $adapt" >&2; exit 2; }
+[ -z "$dev" ] || [ -d "$dev" ] || { echo "run.sh: no such folder: $dev" >&2; exit 2; }
 
 lists=$workdir/data/$corpus
+[ "$corpus" != demo ] || dev=${dev:-$lists/more/test}
 exp=$workdir/exp/$corpus-${name:-$(basename "$config" .yaml)}
 mkdir -p "$lists" "$exp"
 
 # A finished stage leaves a mark that holds what it depended on; another corpus, folder or configuration voids it, and a
 # stage that runs again voids the marks of those after it.
-data_key="$corpus $data"
+data_key="$corpus $data $dev"
 train_key="$data_key $(sha256sum <"$config" | cut -c1-16) ${set_args[*]-}"
-score_key="$train_key $adapt"
 run_stage() { # number, name, mark, key
   local mark=$3/.stage$1.done
   if [ "$1" -lt "${stage:-1}" ] || [ "$1" -gt "$stop_stage" ]; then return; fi
@@ -104,8 +105,8 @@ stage_1() {
   case $corpus in
     demo)
       speakerkit data demo "$lists" --speakers 100 --seed 0 --workers "$nj"
-      # Other voices under the conditions of the test, to adapt to.
-      speakerkit data demo "$lists/other" --speakers 1 --utterances 1 --test-speakers 60 --noises 1 --seed 1 --workers "$nj" ;;
+      # More voices under the conditions of the test.
+      speakerkit data demo "$lists/more" --speakers 1 --utterances 1 --test-speakers 60 --noises 1 --seed 1 --workers "$nj" ;;
     mini)
       tolerate speakerkit data prepare librispeech "$data/librispeech-mini/train-clean-100" "$lists/train" --workers "$nj"
       speakerkit data prepare librispeech "$data/librispeech-mini/test-other" "$lists/test" --trials all-pairs --workers "$nj"
@@ -130,8 +131,13 @@ stage_2() {
   if [ "$corpus" = voxceleb ]; then
     speakerkit data shards "$lists/train.list" "$lists/shards" --workers "$nj"
   fi
-  # What scoring learns from: the mean, a cohort, PLDA; and speakers that it does not, to calibrate on.
-  python3 "$root/tools/split_speakers.py" "$lists/train" "$lists"
+  # What scoring learns from (the mean, a cohort, PLDA), and speakers that it does not, to calibrate on.
+  if [ -n "$dev" ]; then
+    python3 "$root/tools/split_speakers.py" "$lists/train" "$lists/cohort"
+    python3 "$root/tools/split_speakers.py" "$dev" "$lists/adapt" "$lists/calibration" --every 2
+  else
+    python3 "$root/tools/split_speakers.py" "$lists/train" "$lists/cohort" "$lists/calibration" --every 5
+  fi
 }
 
 stage_3() {
@@ -160,12 +166,12 @@ stage_4() {
   [ "$gpus" -eq 0 ] || device=cuda
   embed() { speakerkit embed --model "$exp/bundle" --scp "$1" --out "$2" --overwrite --threads "$nj" --device "$device"; }
   embed "$lists/test/wav.scp" "$exp/embeddings/test.scp"
-  tolerate embed "$lists/cohort/wav.scp" "$exp/embeddings/cohort.scp"
-  tolerate embed "$lists/calibration/wav.scp" "$exp/embeddings/calibration.scp"
-  speakerkit score draw-trials "$lists/calibration" "$exp/calibration/trials" --embeddings "$exp/embeddings/calibration.scp"
-  [ "$corpus" != demo ] || adapt=$lists/other/test/wav.scp
-  rm -f "$exp/embeddings/adapt"*
-  [ -z "$adapt" ] || tolerate embed "$adapt" "$exp/embeddings/adapt.scp"
+  local part
+  for part in cohort calibration ${dev:+adapt}; do
+    tolerate embed "$lists/$part/wav.scp" "$exp/embeddings/$part.scp"
+  done
+  speakerkit score draw-trials "$lists/calibration" "$exp/calibration/trials" --nontargets-each 10 \
+    --embeddings "$exp/embeddings/calibration.scp"
 }
 
 # Scores of every list of test trials, and of trials to learn the calibration of this system from.
@@ -186,7 +192,8 @@ stage_5() {
 stage_6() {
   local speakers top
   speakers=$(wc -l <"$lists/cohort/spk2utt")
-  top=$((speakers < 1200 ? (speakers + 3) / 4 : 300))
+  top=$((speakers < 1200 ? speakers / 4 : 300))
+  [ "$top" -ge 10 ] || top=$((speakers < 10 ? speakers : 10))
   score as_norm norm --cohort "$exp/embeddings/cohort.scp" --cohort-utt2spk "$lists/cohort/utt2spk" --top "$top" \
     --mean "$exp/embeddings/cohort.scp"
 }
@@ -199,35 +206,41 @@ stage_7() {
     return
   fi
   score plda plda --plda "$backends/plda.safetensors"
-  if [ -f "$embeddings/adapt.scp" ]; then
+  if [ -n "$dev" ]; then
     speakerkit plda adapt "$backends/plda.safetensors" "$embeddings/adapt.scp" "$backends/plda_adapted.safetensors"
     score plda_adapted plda --plda "$backends/plda_adapted.safetensors"
   else
-    echo "note: no recordings like those of the test (--adapt WAV.SCP), so PLDA is not adapted"
+    echo "note: no recordings like those of the test (--dev DIR), so PLDA is not adapted"
   fi
 }
 
+# Log-likelihood ratios of a system, learnt from its scores of the calibration trials.
+calibrate() { # name of the result, system, whether with quality measures
+  local name=$1 system=$2 trials
+  if ! speakerkit score fit "$exp/calibration/$name.json" "$exp/scores/calibration_$system" ${3:+--quality "$exp/calibration/$3_calibration.tsv"}; then
+    echo "note: $name cannot be calibrated, so its rows are left out"
+    return
+  fi
+  for trials in "$lists/test/trials"*; do
+    trials=$exp/scores/$(basename "$trials")
+    speakerkit score llr "$exp/calibration/$name.json" "${trials}_$name.llr" "${trials}_$system" ${3:+--quality "$exp/calibration/$3_test.tsv"}
+  done
+}
+
 stage_8() {
-  local embeddings=$exp/embeddings calibration=$exp/calibration part learnt system trials
+  local embeddings=$exp/embeddings part system
   rm -f "$exp/scores/"*.llr
-  for learnt in "$exp/scores/calibration_"*; do
-    system=${learnt#"$exp/scores/calibration_"}
-    speakerkit score fit "$calibration/$system.json" "$learnt"
-    for trials in "$lists/test/trials"*; do
-      trials=$exp/scores/$(basename "$trials")_$system
-      speakerkit score llr "$calibration/$system.json" "$trials.llr" "$trials"
-    done
+  for system in cosine cosine_mean as_norm plda plda_adapted; do
+    [ ! -f "$exp/scores/calibration_$system" ] || calibrate "$system" "$system"
   done
   for part in calibration test; do
-    speakerkit score quality "$embeddings/$part.scp" "$calibration/$part.tsv" --scp "$lists/$part/wav.scp" --cohort "$embeddings/cohort.scp"
+    speakerkit score quality "$embeddings/$part.scp" "$exp/calibration/quality_$part.tsv" --scp "$lists/$part/wav.scp" \
+      --cohort "$embeddings/cohort.scp"
   done
-  speakerkit score fit "$calibration/as_norm_qmf.json" "$exp/scores/calibration_as_norm" --quality "$calibration/calibration.tsv"
-  for trials in "$lists/test/trials"*; do
-    trials=$exp/scores/$(basename "$trials")_as_norm
-    speakerkit score llr "$calibration/as_norm_qmf.json" "${trials}_qmf.llr" "$trials" --quality "$calibration/test.tsv"
-  done
+  calibrate as_norm_qmf as_norm quality
   # What `speakerkit similarity` and `verify` decide by.
-  speakerkit calibrate --model "$exp/bundle" --embeddings "$embeddings/calibration.scp" --trials "$exp/calibration/trials" --far 0.01 --far 0.001 --frr 0.01
+  speakerkit calibrate --model "$exp/bundle" --embeddings "$embeddings/calibration.scp" --trials "$exp/calibration/trials" \
+    --far 0.01 --far 0.001 --frr 0.01
 }
 
 stage_9() {
@@ -251,16 +264,16 @@ stage_10() {
 }
 
 main() { # one function, so that bash has read all of this file before it runs for hours
-  run_stage 1 prepare "$lists" "$data_key"
+  run_stage 1 prepare "$lists" "$corpus $data"
   run_stage 2 "lists and stores" "$lists" "$data_key"
   run_stage 3 train "$exp" "$train_key"
-  run_stage 4 "average and extract" "$exp" "$score_key"
-  run_stage 5 cosine "$exp" "$score_key"
-  run_stage 6 AS-norm "$exp" "$score_key"
-  run_stage 7 PLDA "$exp" "$score_key"
-  run_stage 8 calibration "$exp" "$score_key"
-  run_stage 9 report "$exp" "$score_key"
-  run_stage 10 "export and check" "$exp" "$score_key"
+  run_stage 4 "average and extract" "$exp" "$train_key"
+  run_stage 5 cosine "$exp" "$train_key"
+  run_stage 6 AS-norm "$exp" "$train_key"
+  run_stage 7 PLDA "$exp" "$train_key"
+  run_stage 8 calibration "$exp" "$train_key"
+  run_stage 9 report "$exp" "$train_key"
+  run_stage 10 "export and check" "$exp" "$train_key"
   current=""
 
   if [ "$stop_stage" -ge 10 ]; then

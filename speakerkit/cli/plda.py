@@ -75,7 +75,9 @@ def adapt(
     between: Annotated[
         float | None, typer.Option(help="The same between speakers (kaldi 0.7, coral+ 0.8, interpolate 0.5).")
     ] = None,
-    mean_diff_scale: Annotated[float, typer.Option(help="How much the shift of the mean counts as variance.")] = 1.0,
+    mean_diff_scale: Annotated[
+        float | None, typer.Option(help="How much the shift of the mean counts as variance (kaldi 1).")
+    ] = None,
     utt2spk: Annotated[Path | None, typer.Option(help="Speakers of the new domain.")] = None,
     iterations: Iterations = 10,
     recentre: Annotated[bool, typer.Option(help="Take the means of mean-subtract of the new domain.")] = True,

@@ -124,11 +124,16 @@ def draw(
     data_dir: Annotated[Path, typer.Argument(help="Kaldi directory with utt2spk, and utt2dur or wav.scp.")],
     out: Annotated[Path, typer.Argument(help="Trials to write.")],
     count: Annotated[int, typer.Option(min=6, help="Trials wanted, half of them targets.")] = 30_000,
+    nontargets_each: Annotated[
+        int, typer.Option(min=1, help="So many times as many nontargets, for thresholds at low false-accept rates.")
+    ] = 1,
     shortest: Annotated[float, typer.Option(min=0, help="Leave out recordings below, in seconds.")] = 2.0,
     boundary: Annotated[float, typer.Option(min=0, help="Recordings below are short, in seconds.")] = 6.0,
     seed: Annotated[int, typer.Option(min=0, help="Of the draws.")] = 0,
+    embeddings: Annotated[Path | None, typer.Option(help="Leave out recordings that have none here.")] = None,
 ) -> None:
     """Draw balanced trials of whole recordings to learn calibration from: short-short, short-long, long-long."""
+    from speakerkit.data.ark import read_embeddings
     from speakerkit.data.lists import read_durations, read_scp, read_table
     from speakerkit.verification.quality import draw_trials
     from speakerkit.verification.trials import write_trials
@@ -136,7 +141,12 @@ def draw(
     known = data_dir / "utt2dur"
     seconds = read_durations(known) if known.is_file() else _seconds(read_scp(data_dir / "wav.scp"))
     speakers = read_table(data_dir / "utt2spk")
-    drawn = draw_trials(speakers, seconds, count, shortest=shortest, boundary=boundary, seed=seed)
+    if embeddings is not None:
+        embedded = set(read_embeddings(embeddings).keys)
+        speakers = {key: speaker for key, speaker in speakers.items() if key in embedded}
+    drawn = draw_trials(
+        speakers, seconds, count, nontargets_each=nontargets_each, shortest=shortest, boundary=boundary, seed=seed
+    )
     write_trials(out, drawn)
     typer.echo(f"{out}: {len(drawn)} trials", err=True)
 

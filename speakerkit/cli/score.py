@@ -109,12 +109,8 @@ def norm(
     impostors = read_embeddings(cohort)
     cohort_speakers = None if cohort_utt2spk is None else read_table(cohort_utt2spk)
     trial_speakers = None if utt2spk is None else read_table(utt2spk)
-    sessions = options["enrol_map"] or {}
-    trial_keys = {
-        *listed.enrol_ids,
-        *listed.test_ids,
-        *(key for name in listed.enrol_ids for key in sessions.get(name, ())),
-    }
+    enrolled = [key for name in listed.enrol_ids for key in (options["enrol_map"] or {}).get(name, ())]
+    trial_keys = [*listed.enrol_ids, *listed.test_ids, *enrolled]
     shared = cohort_overlap(impostors.keys, trial_keys, cohort_speakers, trial_speakers)
     if shared:
         logger.warning(

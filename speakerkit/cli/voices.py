@@ -175,5 +175,5 @@ def _told(item: Enrolment) -> dict[str, object]:
 
 def summary(voice: Voice) -> str:
     """How much of a voice there is, in words."""
-    speech = f" ({voice.speech:.1f} s of speech)" if voice.speech else ""
+    speech = f" ({voice.speech:.1f} s without pauses)" if voice.speech else ""
     return f"{voice.recordings} recording{'s' * (voice.recordings != 1)}, {voice.seconds:.1f} s{speech}"

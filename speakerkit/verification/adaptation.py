@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from inspect import signature
 from typing import Literal, get_args
 
 import numpy as np
@@ -10,10 +12,11 @@ from scipy.linalg import eigh
 
 from speakerkit.errors import ConfigError, DataError
 from speakerkit.verification.plda import Plda
-from speakerkit.verification.speakers import SMALLEST_VARIANCE, Floats
+from speakerkit.verification.vectors import SMALLEST_VARIANCE, Floats, rank
 
 Method = Literal["kaldi", "coral", "coral+", "interpolate"]
 METHODS: tuple[Method, ...] = get_args(Method)
+LARGEST_SCALE = 1000.0  # shares are 1 or less in practice
 
 
 def adapt_kaldi(
@@ -39,7 +42,7 @@ def adapt_kaldi(
         source: file that error messages name.
 
     Raises:
-        ConfigError: a negative scale.
+        ConfigError: a scale outside [0, 1000].
         DataError: another dimension, fewer than two rows, or NaN.
     """
     _require_not_negative(within_scale=within_scale, between_scale=between_scale, mean_diff_scale=mean_diff_scale)
@@ -65,7 +68,14 @@ def adapt_coral(plda: Plda, vectors: npt.ArrayLike, source: str = "embeddings") 
         DataError: as :func:`adapt_kaldi`, or new data that do not vary in every direction.
     """
     mean, covariance = _moments(plda, vectors, source)
-    within, between = _recoloured(plda, covariance, source, full_rank=True)
+    shown = rank(np.linalg.eigvalsh(covariance), float(np.trace(covariance) + mean @ mean))
+    if shown < plda.dim:
+        raise DataError(
+            source,
+            f"embeddings vary in {shown} of {plda.dim} directions only, which CORAL cannot align",
+            "take more embeddings, or adapt with coral+ or kaldi",
+        )
+    within, between = _recoloured(plda, covariance)
     return Plda.of(mean, within, between, source)
 
 
@@ -90,12 +100,12 @@ def adapt_coral_plus(
         source: file that error messages name.
 
     Raises:
-        ConfigError: a negative scale.
+        ConfigError: as :func:`adapt_kaldi`.
         DataError: as :func:`adapt_kaldi`.
     """
     _require_not_negative(within_scale=within_scale, between_scale=between_scale)
     mean, covariance = _moments(plda, vectors, source)
-    coral_within, coral_between = _recoloured(plda, covariance, source, full_rank=False)
+    coral_within, coral_between = _recoloured(plda, covariance)
     within, between = plda.within, plda.between
     within_excess, between_excess = _excess(coral_within, within), _excess(coral_between, between)
     return Plda.of(mean, within + within_scale * within_excess, between + between_scale * between_excess, source)
@@ -128,6 +138,19 @@ def interpolate(
     return Plda.of(in_domain.mean, within, between, source)
 
 
+def _scales(method: Callable[..., Plda]) -> dict[str, float]:
+    """Scales and weights of a method by name, with their defaults."""
+    return {name: found.default for name, found in signature(method).parameters.items() if type(found.default) is float}
+
+
+SCALES: dict[Method, dict[str, float]] = {
+    "kaldi": _scales(adapt_kaldi),
+    "coral": _scales(adapt_coral),
+    "coral+": _scales(adapt_coral_plus),
+    "interpolate": _scales(interpolate),
+}
+
+
 def _moments(plda: Plda, vectors: npt.ArrayLike, source: str) -> tuple[Floats, Floats]:
     """Mean (dim,) and covariance (dim, dim) with the divisor N."""
     rows = np.asarray(vectors, dtype=np.float64)
@@ -157,26 +180,18 @@ def _excess(new: Floats, old: Floats) -> Floats:
     return (back * values[values > 0]) @ back.T
 
 
-def _recoloured(plda: Plda, covariance: Floats, source: str, full_rank: bool) -> tuple[Floats, Floats]:
+def _recoloured(plda: Plda, covariance: Floats) -> tuple[Floats, Floats]:
     """``A.T S A`` of both covariances, ``A = total^-1/2 covariance^1/2``."""
     variances, directions = np.linalg.eigh(covariance)
-    variances = np.maximum(variances, 0.0)
-    rank = int(np.sum(variances > SMALLEST_VARIANCE * variances[-1]))
-    if full_rank and rank < plda.dim:
-        raise DataError(
-            source,
-            f"embeddings vary in {rank} of {plda.dim} directions only, which CORAL cannot align",
-            "take more embeddings, or adapt with coral+ or kaldi",
-        )
     within, between = plda.within, plda.between
     total, total_directions = np.linalg.eigh(within + between)
     whiten = total_directions / np.sqrt(total) @ total_directions.T
-    colour = directions * np.sqrt(variances) @ directions.T
+    colour = directions * np.sqrt(np.maximum(variances, 0.0)) @ directions.T
     align = whiten @ colour
     return align.T @ within @ align, align.T @ between @ align
 
 
 def _require_not_negative(**scales: float) -> None:
     for name, scale in scales.items():
-        if not 0 <= scale < float("inf"):
-            raise ConfigError(name, f"is {scale}", "scales are finite and not negative")
+        if not 0 <= scale <= LARGEST_SCALE:
+            raise ConfigError(name, f"is {scale}", f"scales lie in [0, {LARGEST_SCALE:g}]")

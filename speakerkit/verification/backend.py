@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,16 +13,15 @@ from speakerkit.data.ark import Embeddings
 from speakerkit.errors import ConfigError, DataError
 from speakerkit.verification import adaptation
 from speakerkit.verification.chain import Chain, Step, fit_chain
-from speakerkit.verification.cosine import model_digest
+from speakerkit.verification.cosine import model_digest, sessions_of
 from speakerkit.verification.kaldi_plda import read_kaldi_array, read_kaldi_plda
 from speakerkit.verification.plda import Normalisation, Plda, train_plda
-from speakerkit.verification.psda import Psda, train_psda, unit
-from speakerkit.verification.speakers import Floats, SpeakerStatistics
+from speakerkit.verification.psda import Psda, train_psda
+from speakerkit.verification.speakers import SpeakerStatistics, speakers_of
 from speakerkit.verification.trials import Scores, Trials
+from speakerkit.verification.vectors import Floats, require_directions, unit
 
 DEFAULT_CHAIN = "mean-subtract | length-norm"
-
-logger = logging.getLogger("speakerkit.verification")
 
 Kind = Literal["plda", "psda"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
@@ -100,12 +98,13 @@ def train_backend(
 
     Raises:
         ConfigError: as :func:`fit_chain` and :func:`train_plda`.
-        DataError: an embedding without speaker, and data that a step or the model refuses.
+        DataError: an embedding without speaker or of zeros, and data that a step or the model refuses.
     """
     labels = speakers_of(embeddings, speakers)
-    fitted = fit_chain(chain, embeddings.vectors, labels, embeddings.source)
-    rows = fitted.apply(embeddings.vectors, embeddings.keys, embeddings.source)
-    statistics = SpeakerStatistics.of(unit(rows) if kind == "psda" else rows, labels, weights, embeddings.source)
+    vectors = _vectors(embeddings, embeddings.keys)
+    fitted = fit_chain(chain, vectors, labels, embeddings.source)
+    rows = _processed(fitted, vectors, embeddings.keys, embeddings.source, on_sphere=kind == "psda")
+    statistics = SpeakerStatistics.of(rows, labels, weights, embeddings.source)
     training = train_psda(statistics, iterations) if kind == "psda" else train_plda(statistics, iterations)
     event = {
         "event": "train",
@@ -169,7 +168,7 @@ def adapt_backend(
     speakers: Mapping[str, str] | None = None,
     within: float | None = None,
     between: float | None = None,
-    mean_diff_scale: float = 1.0,
+    mean_diff_scale: float | None = None,
     iterations: int = 10,
     recentre: bool = True,
 ) -> Backend:
@@ -183,7 +182,7 @@ def adapt_backend(
         within: scale (kaldi 0.3, coral+ 0.8) or weight of the new domain (interpolate 0.5) for the covariance within
             speakers; "coral" has none.
         between: the same between speakers (0.7, 0.8, 0.5).
-        mean_diff_scale: of "kaldi".
+        mean_diff_scale: of "kaldi" alone, 1.
         iterations: of EM, for "interpolate".
         recentre: take the means of ``mean-subtract`` of the new embeddings, as Kaldi's recipes do.
 
@@ -193,28 +192,21 @@ def adapt_backend(
     """
     if not isinstance(backend.model, Plda):
         raise ConfigError(method, "adapts PLDA, this is PSDA", "train PSDA on the new domain: it has few parameters")
-    if method == "coral" and (within, between) != (None, None):
-        raise ConfigError("coral", "has no scales", "leave them out, or use coral+")
+    if method == "interpolate" and speakers is None:
+        raise ConfigError(method, "needs the speakers of the new domain", "give its utt2spk, or use coral+")
+    scales = _scales(method, {"within": within, "between": between, "mean_diff": mean_diff_scale})
     backend.require_fit(embeddings)
-    chain = backend.chain.recentred(embeddings.vectors) if recentre else backend.chain
-    rows = chain.apply(embeddings.vectors, embeddings.keys, embeddings.source)
-    source, model = embeddings.source, backend.model
+    vectors, source, model = _vectors(embeddings, embeddings.keys), embeddings.source, backend.model
+    chain = backend.chain.recentred(vectors) if recentre else backend.chain
+    rows = chain.apply(vectors, embeddings.keys, source)
     if method == "kaldi":
-        within, between = _or(within, 0.3), _or(between, 0.7)
-        scales = {"within_scale": within, "between_scale": between, "mean_diff_scale": mean_diff_scale}
         adapted = adaptation.adapt_kaldi(model, rows, **scales, source=source)
     elif method == "coral":
-        scales = {}
         adapted = adaptation.adapt_coral(model, rows, source)
     elif method == "coral+":
-        within, between = _or(within, 0.8), _or(between, 0.8)
-        scales = {"within_scale": within, "between_scale": between}
         adapted = adaptation.adapt_coral_plus(model, rows, **scales, source=source)
     else:
-        if speakers is None:
-            raise ConfigError(method, "needs the speakers of the new domain", "give its utt2spk, or use coral+")
-        scales = {"within_weight": _or(within, 0.5), "between_weight": _or(between, 0.5)}
-        statistics = SpeakerStatistics.of(rows, speakers_of(embeddings, speakers), source=source)
+        statistics = SpeakerStatistics.of(rows, speakers_of(embeddings, speakers or {}), source=source)
         in_domain = train_plda(statistics, iterations).model
         adapted = adaptation.interpolate(model, in_domain, **scales, source=source)
     event = {"event": "adapt", "method": method, "recentre": recentre, "utterances": len(embeddings), **scales}
@@ -242,43 +234,55 @@ def score_backend(
             their embeddings as one session.
 
     Raises:
-        DataError: embeddings of another model, ids without embedding, an enrolment that the map lacks.
+        DataError: embeddings of another model or of zeros, ids without embedding, an enrolment that the map lacks.
     """
     enrol_source = embeddings if enrol_embeddings is None else enrol_embeddings
     backend.require_fit(embeddings)
     backend.require_fit(enrol_source)
-    on_sphere = isinstance(backend.model, Psda)
-    test = _processed(backend.chain, embeddings, trials.test_ids, on_sphere)
-    pairs = (trials.enrol, trials.test)
+    model, pairs = backend.model, (trials.enrol, trials.test)
+    on_sphere = isinstance(model, Psda)
+    vectors = _vectors(embeddings, trials.test_ids)
+    test = _processed(backend.chain, vectors, trials.test_ids, embeddings.source, on_sphere)
     enrol, counts = _enrolments(backend.chain, enrol_source, trials.enrol_ids, enrol_map, multi, on_sphere)
-    if isinstance(backend.model, Psda):
-        return Scores(trials, backend.model.llr(counts[:, None] * enrol, test, pairs))
-    enrol = backend.model.project(enrol, counts, backend.normalise)
-    return Scores(trials, backend.model.llr(enrol, counts, backend.model.project(test, 1, backend.normalise), pairs))
+    if isinstance(model, Psda):
+        return Scores(trials, model.llr(counts[:, None] * enrol, test, pairs))
+    enrol, test = model.project(enrol, counts, backend.normalise), model.project(test, 1, backend.normalise)
+    if backend.normalise != "none":
+        require_directions(enrol, trials.enrol_ids, enrol_source.source)
+        require_directions(test, trials.test_ids, embeddings.source)
+    return Scores(trials, model.llr(enrol, counts, test, pairs))
 
 
-def speakers_of(embeddings: Embeddings, speakers: Mapping[str, str]) -> list[str]:
-    """Speaker of each embedding; warns of utterances that have a speaker but no embedding.
-
-    Raises:
-        DataError: an embedding has none; names the first and counts them.
-    """
-    missing = [key for key in embeddings.keys if key not in speakers]
-    if missing:
-        raise DataError(
-            embeddings.source,
-            f"no speaker for {missing[0]!r} ({len(missing)} of {len(embeddings)} embeddings)",
-            "give the utt2spk of these embeddings",
-        )
-    if len(speakers) > len(embeddings):
-        absent = len(speakers) - len(embeddings)
-        logger.warning("%s: %d of %d utterances are left out, no embedding", embeddings.source, absent, len(speakers))
-    return [speakers[key] for key in embeddings.keys]
+def _vectors(source: Embeddings, keys: Sequence[str]) -> Floats:
+    """Embeddings (keys, dim) in float64, refusing zeros: no model is asked what to make of what nothing was said in."""
+    vectors = source.vectors[source.rows(keys)].astype(np.float64)
+    zero = np.logical_not(vectors.any(axis=1))
+    if zero.any():
+        fault = f"embedding {keys[int(np.argmax(zero))]!r} is all zeros ({np.sum(zero)} of {len(zero)})"
+        raise DataError(source.source, fault, "extract it again, or take it out")
+    return vectors
 
 
-def _processed(chain: Chain, source: Embeddings, keys: Sequence[str], on_sphere: bool) -> Floats:
-    rows = chain.apply(source.vectors[source.rows(keys)], keys, source.source)
-    return unit(rows) if on_sphere else rows
+def _processed(chain: Chain, vectors: Floats, names: Sequence[str], source: str, on_sphere: bool) -> Floats:
+    rows = chain.apply(vectors, names, source)
+    if not on_sphere:
+        return rows
+    require_directions(rows, names, source)
+    return unit(rows)
+
+
+def _scales(method: adaptation.Method, asked: dict[str, float | None]) -> dict[str, float]:
+    """Keyword arguments of an adaptation: its defaults, but for what is asked for."""
+    scales = dict(adaptation.SCALES[method])
+    for name, value in asked.items():
+        if value is None:
+            continue
+        argument = next((argument for argument in scales if argument.startswith(name)), None)
+        if argument is None:
+            fault = f"has no {name.replace('_', ' ')} scale"
+            raise ConfigError(method, fault, f"it takes {', '.join(scales) or 'none'}")
+        scales[argument] = value
+    return scales
 
 
 def _enrolments(
@@ -291,23 +295,17 @@ def _enrolments(
 ) -> tuple[Floats, Floats]:
     """Mean of the processed sessions (enrolments, dim), and how many sessions it stands for."""
     if enrol_map is None:
-        return _processed(chain, source, ids, on_sphere), np.ones(len(ids))
-    missing = [name for name in ids if not enrol_map.get(name)]
-    if missing:
-        raise DataError(
-            "enrolment map",
-            f"no recordings for {missing[0]!r} ({len(missing)} of {len(ids)} enrolments are missing)",
-            "a line is: enrolment key key ...",
-        )
-    keys = [key for name in ids for key in enrol_map[name]]
-    counts = np.array([len(enrol_map[name]) for name in ids])
-    starts = np.cumsum(counts) - counts
+        return _processed(chain, _vectors(source, ids), ids, source.source, on_sphere), np.ones(len(ids))
+    sessions = sessions_of(ids, enrol_map)
+    keys = [key for members in sessions.values() for key in members]
+    sizes = np.array([len(members) for members in sessions.values()])
+    starts, counts = np.cumsum(sizes) - sizes, sizes.astype(np.float64)
+    vectors = _vectors(source, keys)
     if multi == "book":
-        sums = np.add.reduceat(_processed(chain, source, keys, on_sphere), starts, axis=0)
-        return sums / counts[:, None], counts.astype(np.float64)
-    vectors = source.vectors[source.rows(keys)].astype(np.float64)
-    rows = chain.apply(np.add.reduceat(vectors, starts, axis=0) / counts[:, None], ids, source.source)
-    return unit(rows) if on_sphere else rows, np.ones(len(ids))
+        rows = _processed(chain, vectors, keys, source.source, on_sphere)
+        return np.add.reduceat(rows, starts, axis=0) / counts[:, None], counts
+    means = np.add.reduceat(vectors, starts, axis=0) / counts[:, None]
+    return _processed(chain, means, ids, source.source, on_sphere), np.ones(len(ids))
 
 
 def _vector(path: str | Path) -> Floats:
@@ -339,7 +337,3 @@ def _affine(matrix: Floats, width: int | None, path: str | Path) -> Step:
 
 def _out_dim(chain: Chain, dimension: int) -> int:
     return next((len(step.matrix) for step in reversed(chain.steps) if step.matrix is not None), dimension)
-
-
-def _or(value: float | None, default: float) -> float:
-    return default if value is None else value

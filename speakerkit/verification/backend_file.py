@@ -16,7 +16,7 @@ from speakerkit.verification.backend import KINDS, Backend, Kind
 from speakerkit.verification.chain import load_chain
 from speakerkit.verification.plda import NORMALISATIONS, Plda
 from speakerkit.verification.psda import Psda
-from speakerkit.verification.speakers import Floats
+from speakerkit.verification.vectors import Floats
 
 FORMAT = "speakerkit-plda-1"
 METADATA = "speakerkit"  # one key, since the order of several would differ from file to file
@@ -79,7 +79,7 @@ def _backend(note: dict[str, Any], tensors: dict[str, Floats]) -> Backend:
     arrays = _under(MODEL, tensors)
     if {*arrays} != {*MEMBERS[kind]} or len(arrays) + len(chain.tensors()) != len(tensors):
         raise ValueError(f"arrays {', '.join(sorted(tensors))}")
-    model = _plda(arrays) if kind == "plda" else _psda(arrays)
+    model = Plda.stored(**arrays) if kind == "plda" else Psda.stored(**arrays)
     widths = [array.shape[-1] for step in chain.steps for array in (step.mean, step.matrix) if array is not None]
     outs = [len(step.matrix) for step in chain.steps if step.matrix is not None]
     if (widths or [model.dim])[0] != dimension or (outs or [dimension])[-1] != model.dim:
@@ -89,21 +89,6 @@ def _backend(note: dict[str, Any], tensors: dict[str, Floats]) -> Backend:
 
 def _under(prefix: str, tensors: dict[str, Floats]) -> dict[str, Floats]:
     return {name.removeprefix(prefix): array for name, array in tensors.items() if name.startswith(prefix)}
-
-
-def _plda(arrays: dict[str, Floats]) -> Plda:
-    mean, transform, psi = arrays["mean"], arrays["transform"], arrays["psi"]
-    dim = mean.size
-    if not dim or mean.shape != (dim,) or transform.shape != (dim, dim) or psi.shape != (dim,) or psi.min() < 0:
-        raise ValueError(f"PLDA arrays of shapes {mean.shape}, {transform.shape}, {psi.shape}, or a negative psi")
-    return Plda(mean, transform, psi)
-
-
-def _psda(arrays: dict[str, Floats]) -> Psda:
-    mean, between, within = arrays["mean"], arrays["between"], arrays["within"]
-    if mean.ndim != 1 or mean.size < 2 or between.shape or within.shape or min(between, within) < 0:
-        raise ValueError("PSDA arrays of wrong shapes, or a negative concentration")
-    return Psda(mean, float(between), float(within))
 
 
 def _is_history(value: Any) -> bool:

@@ -17,16 +17,14 @@ from speakerkit import __version__
 from speakerkit.bundle import Calibration
 from speakerkit.errors import ConfigError, DataError, one_line
 from speakerkit.files import write_json
-from speakerkit.verification.metrics import ErrorCurve, OperatingPoint, error_curve, labelled_curve
+from speakerkit.verification.metrics import LARGEST, ErrorCurve, OperatingPoint, error_curve, labelled_curve
 from speakerkit.verification.trials import Scores, Trials
 
 Floats = npt.NDArray[np.float64]
 Labels = npt.NDArray[np.bool_]
 
 FORMAT = "speakerkit-scoremap-1"
-RIDGE = 1e-6
 MAX_STEPS = 200
-LARGEST = 1e100  # of a score: squares and products of such are finite
 FEW_ERRORS = 30  # fewer tell little about a rate: Doddington's rule of 30
 
 
@@ -81,7 +79,7 @@ def fit_linear(
     names: Sequence[str] = ("score",),
     *,
     prior: float = 0.5,
-    ridge: float = RIDGE,
+    ridge: float | None = None,
     systems: int | None = None,
     source: str = "scores",
 ) -> LinearMap:
@@ -97,8 +95,9 @@ def fit_linear(
         labels: (trials,) true for targets.
         names: of the columns.
         prior: probability of a target where the ratios will be used; it matters little.
-        ridge: half its product with the squared weights (of columns scaled to deviation one) is added, which keeps
-            weights finite where targets and nontargets separate; 0 for none.
+        ridge: half its product with the squared weights (of columns scaled to deviation one) is added; 0 for none. By
+            default it is a tenth over the number of trials of the rarer kind: little where they are many, and where few
+            separate completely, ratios about as large as that number can support.
         systems: how many of the columns are scores; ``None`` is all.
         source: file that errors name.
 
@@ -107,10 +106,12 @@ def fit_linear(
             lower for targets, or without ridge targets and nontargets that do not overlap.
         ConfigError: a prior outside (0, 1), or a negative ridge.
     """
-    if not (0 < prior < 1 and 0 <= ridge < math.inf):
+    if not (0 < prior < 1 and (ridge is None or 0 <= ridge < math.inf)):
         raise ConfigError("calibration", f"prior {prior}, ridge {ridge}", "0 < prior < 1 and 0 <= ridge")
     matrix = _matrix(columns, len(names), source)
     truth = _checked_labels(matrix, labels, source)
+    if ridge is None:
+        ridge = 0.1 / min(truth.sum(), (~truth).sum())
     means, deviations = matrix.mean(axis=0), matrix.std(axis=0)
     constant = deviations <= 1e-12 * np.abs(matrix).max(axis=0)
     if constant.any():
@@ -269,7 +270,7 @@ def too_few_errors(calibration: Calibration) -> list[str]:
     """Which of the rates rest on fewer than 30 errors, so that they hold to within 30 % at best, in words."""
     errors = {"far": "false_accepts", "frr": "misses"}
     data = calibration.data
-    at_eer = math.floor(data["eer"] * min(data["targets"], data["nontargets"]))
+    at_eer = round(data["eer"] * min(data["targets"], data["nontargets"]))
     if not calibration.thresholds and at_eer < FEW_ERRORS:
         return [f"EER {100 * data['eer']:.3g} % rests on {at_eer} errors"]
     return [

@@ -11,7 +11,8 @@ import numpy.typing as npt
 from scipy.linalg import eigh
 
 from speakerkit.errors import ConfigError, DataError
-from speakerkit.verification.speakers import SMALLEST_VARIANCE, Floats, SpeakerStatistics
+from speakerkit.verification.speakers import SpeakerStatistics
+from speakerkit.verification.vectors import Floats, length_normalised, rank, require_directions
 
 STEPS = ("mean-subtract", "whiten", "lda", "length-norm")
 NOTHING = "none"  # the chain without steps
@@ -71,9 +72,9 @@ class Chain:
         rows = np.asarray(vectors, dtype=np.float64)
         for step in self.steps:
             _check_width(step, rows, source)
-            rows = step.apply(rows)
             if step.name == "length-norm":
-                _check_lengths(rows, names, source)
+                require_directions(rows, names, source)
+            rows = step.apply(rows)
         return rows
 
     def recentred(self, vectors: npt.ArrayLike) -> Chain:
@@ -185,12 +186,6 @@ def load_chain(text: str, tensors: Mapping[str, Floats]) -> Chain:
     return Chain(tuple(steps))
 
 
-def length_normalised(vectors: Floats) -> Floats:
-    """Rows scaled to a length of sqrt(dim); rows of zeros stay zero."""
-    lengths = np.linalg.norm(vectors, axis=-1, keepdims=True)
-    return np.divide(vectors * np.sqrt(vectors.shape[-1]), lengths, out=np.zeros_like(vectors), where=lengths > 0)
-
-
 def signed(rows: Floats) -> Floats:
     """Directions (rows, dim) with the largest component positive: eigenvectors have a sign by chance only."""
     largest = np.take_along_axis(rows, np.argmax(np.abs(rows), axis=1, keepdims=True), axis=1)
@@ -199,11 +194,11 @@ def signed(rows: Floats) -> Floats:
 
 def _whitening(rows: Floats, source: str) -> Floats:
     variances, directions = np.linalg.eigh(np.cov(rows.T, bias=True).reshape(rows.shape[1], rows.shape[1]))
-    rank = int(np.sum(variances > max(SMALLEST_VARIANCE * variances[-1], 0.0)))
-    if rank < rows.shape[1]:
+    shown = rank(variances, float(np.sum(rows**2) / len(rows)))
+    if shown < rows.shape[1]:
         raise DataError(
             source,
-            f"{len(rows)} embeddings vary in {rank} of {rows.shape[1]} directions only, which cannot be whitened",
+            f"{len(rows)} embeddings vary in {shown} of {rows.shape[1]} directions only, which cannot be whitened",
             "leave whiten out, or take more embeddings",
         )
     return directions / np.sqrt(variances) @ directions.T
@@ -232,16 +227,4 @@ def _check_width(step: Step, rows: Floats, source: str) -> None:
     if rows.ndim != 2 or rows.shape[-1] != expected:
         raise DataError(
             source, f"{step} expects {expected} values, not {rows.shape[-1]}", "use embeddings of the same model"
-        )
-
-
-def _check_lengths(rows: Floats, names: Sequence[str] | None, source: str) -> None:
-    bad = ~(np.linalg.norm(rows, axis=1) > 0)
-    if bad.any():
-        number = int(np.argmax(bad))
-        name = f"row {number}" if names is None else repr(names[number])
-        raise DataError(
-            source,
-            f"embedding {name} has no direction where its length is to be normalised ({np.sum(bad)} of {len(bad)})",
-            "extract it again, or take it out",
         )

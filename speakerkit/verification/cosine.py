@@ -14,15 +14,11 @@ from speakerkit.data.ark import Embeddings, read_array, read_embeddings
 from speakerkit.data.lists import read_table
 from speakerkit.errors import ConfigError, DataError
 from speakerkit.verification.trials import Scores, Trials
-
-Floats = npt.NDArray[np.float64]
-Rows = npt.NDArray[np.intp]
+from speakerkit.verification.vectors import PAIRS_AT_ONCE, Floats, Rows, pair_products
 
 AVERAGES = ("embeddings", "scores")
 # Below this share of its length, what is left of a float32 embedding after subtraction is rounding.
 ROUNDING = 1e-7
-# Trials whose two rows stay in the cache of a core while they are multiplied.
-TRIALS_AT_ONCE = 512
 # Scores of a block of rows against all others: 8 MB.
 SCORES_AT_ONCE = 1 << 20
 
@@ -125,13 +121,15 @@ def cosine_sides(
     if enrol_map is None:
         enrolments = directions(source, enrol_ids, mean)
     else:
-        enrolments = _enrolments(source, enrol_ids, enrol_map, mean, average)
+        enrolments = mean_directions(source, sessions_of(enrol_ids, enrol_map), mean)
+        if average == "embeddings":
+            enrolments = at_length_one(enrolments, enrol_ids, source.source)
     vectors = np.concatenate([enrolments, directions(embeddings, test_ids, mean)])
     enrol, test = np.split(np.arange(len(vectors)), [len(enrol_ids)])
     return Sides(enrol_ids, test_ids, vectors, enrol, test)
 
 
-def score_trials(sides: Sides, trials: Trials, block: int = TRIALS_AT_ONCE) -> Scores:
+def score_trials(sides: Sides, trials: Trials, block: int = PAIRS_AT_ONCE) -> Scores:
     """Cosine of each trial, in [-1, 1]; memory beside ``sides`` and the scores is 2 x block x dim x 8 bytes.
 
     Args:
@@ -139,11 +137,8 @@ def score_trials(sides: Sides, trials: Trials, block: int = TRIALS_AT_ONCE) -> S
         trials: what to compare.
         block: trials scored at once; it does not change the scores.
     """
-    enrol, test = sides.enrol[trials.enrol], sides.test[trials.test]
-    scores = np.empty(len(trials))
-    for start in range(0, len(trials), block):
-        part = slice(start, start + block)
-        np.einsum("td,td->t", sides.vectors[enrol[part]], sides.vectors[test[part]], out=scores[part])
+    pairs = sides.enrol[trials.enrol], sides.test[trials.test]
+    scores = pair_products(sides.vectors, sides.vectors, pairs, block)
     return Scores(trials, np.clip(scores, -1.0, 1.0, out=scores))
 
 
@@ -186,6 +181,22 @@ def read_enrol_map(path: str | Path) -> dict[str, list[str]]:
     return sessions
 
 
+def sessions_of(ids: Sequence[str], enrol_map: Mapping[str, Sequence[str]]) -> dict[str, Sequence[str]]:
+    """Keys of the sessions of each of ``ids``, in their order.
+
+    Raises:
+        DataError: an enrolment without sessions; names the first and counts them.
+    """
+    missing = [name for name in ids if not enrol_map.get(name)]
+    if missing:
+        raise DataError(
+            "enrolment map",
+            f"no recordings for {missing[0]!r} ({len(missing)} of {len(ids)} enrolments are missing)",
+            "a line is: enrolment key key ...",
+        )
+    return {name: enrol_map[name] for name in ids}
+
+
 def embedding_mean(embeddings: Embeddings) -> Floats:
     """Mean (dim,) of a set, in float64; that of the training set centres embeddings before scoring."""
     return embeddings.vectors.mean(axis=0, dtype=np.float64)
@@ -222,7 +233,7 @@ def require_one_model(*paths: str | Path) -> None:
 
 def model_digest(path: Path) -> str | None:
     """Hash of the model that made ``path``, as ``embed`` notes it; ``None`` where there is no note."""
-    note = path.with_name(f"{path.stem}.model.json")
+    note = path.parent / f"{path.stem}.model.json"
     try:
         digest = json.loads(note.read_text(encoding="utf-8"))["sha256"]
     except OSError:
@@ -291,24 +302,6 @@ def at_length_one(vectors: Floats, ids: Sequence[str], source: str) -> Floats:
         name = ids[int(np.argmin(lengths))]
         raise DataError(source, f"the embeddings of {name!r} cancel out in their mean", "look at its recordings")
     return vectors / lengths[:, None]
-
-
-def _enrolments(
-    source: Embeddings,
-    ids: Sequence[str],
-    enrol_map: Mapping[str, Sequence[str]],
-    mean: npt.ArrayLike | None,
-    average: str,
-) -> Floats:
-    missing = [name for name in ids if not enrol_map.get(name)]
-    if missing:
-        raise DataError(
-            "enrolment map",
-            f"no recordings for {missing[0]!r} ({len(missing)} of {len(ids)} enrolments are missing)",
-            "a line is: enrolment key key ...",
-        )
-    means = mean_directions(source, {name: enrol_map[name] for name in ids}, mean)
-    return at_length_one(means, ids, source.source) if average == "embeddings" else means
 
 
 def _centred(embeddings: Embeddings, keys: Sequence[str], mean: npt.ArrayLike | None) -> tuple[Floats, Floats]:

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from speakerkit.errors import DataError
 from speakerkit.files import atomic_open
 from speakerkit.verification.plda import Plda
-from speakerkit.verification.speakers import Floats
+from speakerkit.verification.vectors import Floats
 
 BINARY = b"\0B"
 KINDS = {b"FV ": ("<f4", 1), b"DV ": ("<f8", 1), b"FM ": ("<f4", 2), b"DM ": ("<f8", 2)}
@@ -24,28 +24,17 @@ def read_kaldi_plda(path: str | Path) -> Plda:
     """Read ``<Plda> mean transform psi </Plda>``, as ivector-compute-plda and ivector-copy-plda write it.
 
     Raises:
-        DataError: missing, no such file, shapes that contradict each other, NaN, negative psi, or a singular transform.
+        DataError: missing, no such file, or arrays that :meth:`Plda.stored` refuses.
     """
     data = _read(path)
     try:
         if data.startswith(BINARY):
-            mean, transform, psi = _binary_plda(data)
-        else:
-            mean, transform, psi = _text_plda(data.decode("ascii"))
+            return Plda.stored(*_binary_plda(data))
+        return Plda.stored(*_text_plda(data.decode("ascii")))
     except BROKEN as error:
         raise DataError(
             path, f"is no PLDA of Kaldi ({error})", "give the file that ivector-compute-plda wrote"
         ) from None
-    dim = mean.size
-    if not dim or mean.shape != (dim,) or psi.shape != (dim,) or transform.shape != (dim, dim):
-        raise DataError(
-            path, f"has a mean {mean.shape}, transform {transform.shape} and psi {psi.shape}", "train it again"
-        )
-    if not all(np.isfinite(array).all() for array in (mean, transform, psi)) or psi.min() < 0:
-        raise DataError(path, "holds NaN, infinity or a negative variance", "train it again")
-    if np.linalg.matrix_rank(transform) < dim:
-        raise DataError(path, "has a transform that cannot be inverted", "train it again")
-    return Plda(mean, transform, psi)
 
 
 def write_kaldi_plda(path: str | Path, plda: Plda, *, text: bool = False) -> None:

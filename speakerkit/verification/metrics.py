@@ -16,6 +16,8 @@ from speakerkit.verification.trials import Scores
 Floats = npt.NDArray[np.float64]
 Counts = npt.NDArray[np.int64]
 
+LARGEST = 1e100  # of a score: sums and products of such are finite
+
 
 @dataclass(frozen=True)
 class EqualErrorRate:
@@ -106,7 +108,7 @@ class ErrorCurve:
         """
         miss, accept = _weights_of_errors(p_target, c_miss, c_fa)
         rejected = np.searchsorted(self.values, np.log(accept / miss))
-        cost = miss * self.misses[rejected] / self.targets + accept * self.false_accepts[rejected] / self.nontargets
+        cost = miss * self.miss_rates[rejected] + accept * self.false_accept_rates[rejected]
         return float(cost / min(miss, accept))
 
     def cllr(self) -> float:
@@ -115,9 +117,9 @@ class ErrorCurve:
         Brümmer and du Preez, "Application-independent evaluation of speaker detection" (2006).
         """
         targets, nontargets = self._trials_at()
-        of_targets = (targets / self.targets) @ np.logaddexp(0, -self.values)
-        of_nontargets = (nontargets / self.nontargets) @ np.logaddexp(0, self.values)
-        return float(of_targets / (2 * np.log(2)) + of_nontargets / (2 * np.log(2)))
+        of_targets = targets @ np.logaddexp(0, -self.values) / self.targets
+        of_nontargets = nontargets @ np.logaddexp(0, self.values) / self.nontargets
+        return float((of_targets + of_nontargets) / (2 * np.log(2)))
 
     def min_cllr(self) -> float:
         """Cllr after the best rising map of the scores: what no calibration takes away.
@@ -176,7 +178,7 @@ def _weights_of_errors(p_target: float, c_miss: float, c_fa: float) -> tuple[flo
 
 def _between(below: float, above: float) -> float:
     """Half-way between two neighbouring scores; the upper where no float lies between them."""
-    middle = below / 2 + above / 2  # their sum might overflow
+    middle = below + (above - below) / 2
     return middle if middle > below else above
 
 
@@ -296,17 +298,16 @@ def error_curve(scores: npt.ArrayLike, labels: npt.ArrayLike, source: str = "sco
         source: file that error messages name.
 
     Raises:
-        DataError: scores that are not finite, labels of another length, or trials of one kind only.
+        DataError: scores that are not finite or beyond 1e100, labels of another length, or trials of one kind only.
     """
     values = np.asarray(scores, dtype=np.float64)
     truth = np.asarray(labels, dtype=np.bool_)
     if values.ndim != 1 or values.shape != truth.shape:
         raise DataError(source, f"scores {values.shape} for labels {truth.shape}", "each trial needs one of each")
-    finite = np.isfinite(values)
-    if not finite.all():
-        raise DataError(
-            source, f"{np.sum(~finite)} of {len(values)} scores are NaN or infinite", "look for broken embeddings"
-        )
+    wild = ~(np.abs(values) <= LARGEST)
+    if wild.any():
+        fault = f"{np.sum(wild)} of {len(values)} scores are NaN or beyond {LARGEST:g}"
+        raise DataError(source, fault, "look for broken embeddings")
     targets = int(truth.sum())
     nontargets = len(truth) - targets
     if not targets or not nontargets:

@@ -12,15 +12,15 @@ from speakerkit.data.ark import Embeddings
 from speakerkit.errors import ConfigError, DataError
 from speakerkit.verification.cosine import (
     ROUNDING,
-    Floats,
-    Rows,
     Sides,
     at_length_one,
     directions,
     mean_directions,
     score_trials,
 )
+from speakerkit.verification.speakers import speakers_of
 from speakerkit.verification.trials import Scores, Trials
+from speakerkit.verification.vectors import Floats, Rows
 
 ADAPTIVE = ("as-norm1", "as-norm2")
 METHODS = (*ADAPTIVE, "s-norm", "z-norm", "t-norm")
@@ -81,15 +81,8 @@ def make_cohort(
     if speakers is None:
         return Cohort(tuple(embeddings.keys), directions(embeddings, embeddings.keys, mean), embeddings.source)
     groups: dict[str, list[str]] = {}
-    missing = [key for key in embeddings.keys if key not in speakers]
-    if missing:
-        raise DataError(
-            embeddings.source,
-            f"no speaker is known of {missing[0]!r} ({len(missing)} of {len(embeddings)})",
-            "give the utt2spk of the cohort",
-        )
-    for key in embeddings.keys:
-        groups.setdefault(speakers[key], []).append(key)
+    for key, speaker in zip(embeddings.keys, speakers_of(embeddings, speakers), strict=True):
+        groups.setdefault(speaker, []).append(key)
     means = mean_directions(embeddings, groups, mean)
     return Cohort(tuple(groups), at_length_one(means, tuple(groups), embeddings.source), embeddings.source)
 

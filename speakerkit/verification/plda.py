@@ -15,14 +15,16 @@ import numpy.typing as npt
 from scipy.linalg import LinAlgError, eigh
 
 from speakerkit.errors import ConfigError, DataError
-from speakerkit.verification.chain import length_normalised, signed
-from speakerkit.verification.speakers import Floats, SpeakerStatistics
+from speakerkit.verification.chain import signed
+from speakerkit.verification.speakers import SpeakerStatistics
+from speakerkit.verification.vectors import Floats, Rows, length_normalised, pair_products
 
-Index = npt.NDArray[np.intp]
 Normalisation = Literal["kaldi", "simple", "none"]
 NORMALISATIONS: tuple[Normalisation, ...] = get_args(Normalisation)
 
 LOG_2PI = float(np.log(2 * np.pi))
+# Times the largest float32, and squared, it is still a number.
+LARGEST = 1e100
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,6 +55,24 @@ class Plda:
             signed(np.ascontiguousarray(directions.T[::-1])),
             np.maximum(psi[::-1], 0.0),
         )
+
+    @classmethod
+    def stored(cls, mean: Floats, transform: Floats, psi: Floats) -> Plda:
+        """The model of arrays that a file holds.
+
+        Raises:
+            ValueError: shapes that contradict each other, NaN, numbers whose squares overflow, a negative ``psi``, or a
+                transform that cannot be inverted.
+        """
+        dim = mean.size
+        if not dim or mean.shape != (dim,) or transform.shape != (dim, dim) or psi.shape != (dim,):
+            raise ValueError(f"a mean {mean.shape}, transform {transform.shape} and psi {psi.shape}")
+        if not all((np.abs(array) < LARGEST).all() for array in (mean, transform, psi)) or psi.min() < 0:
+            raise ValueError("NaN, infinity or a negative variance")
+        scales = np.linalg.svd(transform, compute_uv=False)
+        if scales[-1] <= max(1 / LARGEST, scales[0] * dim * np.finfo(np.float64).eps):
+            raise ValueError("a transform that cannot be inverted")
+        return cls(mean, transform, psi)
 
     @property
     def dim(self) -> int:
@@ -89,7 +109,7 @@ class Plda:
         lengths = np.sqrt(np.sum(rows**2 / expected, axis=1, keepdims=True))
         return np.divide(rows * np.sqrt(self.dim), lengths, out=np.zeros_like(rows), where=lengths > 0)
 
-    def llr(self, enrol: Floats, counts: Floats, test: Floats, pairs: tuple[Index, Index]) -> Floats:
+    def llr(self, enrol: Floats, counts: Floats, test: Floats, pairs: tuple[Rows, Rows]) -> Floats:
         """Log-likelihood ratios (trials,), natural logarithm, of same against different speakers.
 
         With ``n`` enrolled utterances of mean ``e``, the test ``t`` of the same speaker is
@@ -162,16 +182,6 @@ def train_plda(statistics: SpeakerStatistics, iterations: int = 10) -> PldaTrain
     model = Plda.of(statistics.mean, within, between, statistics.source)
     utterances = float(statistics.weights @ statistics.counts)
     return PldaTraining(model, tuple(value / utterances for value in history))
-
-
-def pair_products(left: Floats, right: Floats, pairs: tuple[Index, Index], block: int = 512) -> Floats:
-    """(trials,) inner products of the rows of ``left`` and ``right`` (rows, dim) that ``pairs`` names; memory beside
-    them is about 2 x block x dim x 8 bytes."""
-    products = np.empty(len(pairs[0]))
-    for start in range(0, len(products), block):
-        part = slice(start, start + block)
-        np.einsum("td,td->t", left[pairs[0][part]], right[pairs[1][part]], out=products[part])
-    return products
 
 
 class _Diagonal:

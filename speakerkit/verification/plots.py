@@ -152,7 +152,7 @@ def plot_reliability(
         axes.plot([0, 1], [0, 1], color="#B0B0B0", linewidth=0.9, linestyle=(0, (4, 4)), zorder=1)
         for (name, curve), line in zip(curves.items(), _lines(), strict=False):
             promised, found = reliability(curve, p_target, groups)
-            label = f" {name}   Cllr {curve.cllr():.3f}, at best {curve.min_cllr():.3f}"
+            label = f" {name}   Cllr {curve.cllr():.3g}, at best {curve.min_cllr():.3g}"
             axes.plot(promised, found, **line, marker="o", markersize=5, label=label, clip_on=False)
         axes.set(xlim=(0, 1), ylim=(0, 1), aspect="equal")
         axes.set(xlabel=f"Promised probability of a target (prior {p_target:g})", ylabel="Share of targets found")
@@ -228,7 +228,8 @@ def _bin_edges(values: Floats) -> Floats:
     """Edges of at most 100 bins of equal width: as many as the square root of the number of scores."""
     low, high = float(values.min()), float(values.max())
     if not high - low > 1e-9 * max(abs(low), abs(high), 1e-300):  # one value only
-        low, high = low - 0.5, high + 0.5
+        room = max(0.5, 0.1 * abs(low))
+        low, high = low - room, high + room
     return np.linspace(low, high, 1 + min(100, max(10, math.isqrt(len(values)))))
 
 

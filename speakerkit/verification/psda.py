@@ -16,10 +16,9 @@ from scipy.optimize import brentq
 from scipy.special import gammaln, ive
 
 from speakerkit.errors import ConfigError, DataError
-from speakerkit.verification.plda import Index, pair_products
-from speakerkit.verification.speakers import Floats, SpeakerStatistics
-
-LOG_2PI = float(np.log(2 * np.pi))
+from speakerkit.verification.plda import LARGEST, LOG_2PI
+from speakerkit.verification.speakers import SpeakerStatistics
+from speakerkit.verification.vectors import Floats, Rows, pair_products, unit
 
 # From this order on, the uniform expansion with these many terms is exact to rounding.
 UNIFORM_ORDER = 30.0
@@ -28,6 +27,7 @@ UNIFORM_TERMS = 9
 SMALL_ARGUMENT = 3e-4
 # Directions that differ by less, a thousandth of a radian, are taken for the same.
 LARGEST_RESULTANT = 1 - 1e-6
+UNIT_TOLERANCE = 1e-9
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,12 +44,25 @@ class Psda:
     between: float
     within: float
 
+    @classmethod
+    def stored(cls, mean: Floats, between: Floats, within: Floats) -> Psda:
+        """The model of arrays that a file holds.
+
+        Raises:
+            ValueError: a mean that is no direction, or concentrations that are no numbers, negative or beyond measure.
+        """
+        if mean.ndim != 1 or mean.size < 2 or not abs(np.linalg.norm(mean) - 1) < UNIT_TOLERANCE:
+            raise ValueError(f"a mean {mean.shape} that is no direction")
+        if between.shape or within.shape or not (0 <= between < LARGEST and 0 <= within < LARGEST):
+            raise ValueError("concentrations that are no positive numbers")
+        return cls(mean, float(between), float(within))
+
     @property
     def dim(self) -> int:
         """Values in an embedding."""
         return len(self.mean)
 
-    def llr(self, enrol: Floats, test: Floats, pairs: tuple[Index, Index]) -> Floats:
+    def llr(self, enrol: Floats, test: Floats, pairs: tuple[Rows, Rows]) -> Floats:
         """Log-likelihood ratios (trials,), natural logarithm, of same against different speakers.
 
         Embeddings of one speaker have the density ``C(w)^n C(b) / C(|b mu + w sum|)``.
@@ -96,7 +109,7 @@ def train_psda(statistics: SpeakerStatistics, iterations: int = 10) -> PsdaTrain
     """EM; each step is in closed form but for the inverse of a Bessel ratio.
 
     Args:
-        statistics: of unit vectors, see :func:`unit`.
+        statistics: of unit vectors.
         iterations: of EM, 1 or more.
 
     Raises:
@@ -114,13 +127,6 @@ def train_psda(statistics: SpeakerStatistics, iterations: int = 10) -> PsdaTrain
         history.append(model.log_likelihood(statistics))
     utterances = float(statistics.weights @ statistics.counts)
     return PsdaTraining(model, tuple(value / utterances for value in history))
-
-
-def unit(vectors: npt.ArrayLike) -> Floats:
-    """Rows (rows, dim) of length one; rows of zeros stay zero."""
-    rows = np.asarray(vectors, dtype=np.float64)
-    lengths = np.linalg.norm(rows, axis=-1, keepdims=True)
-    return np.divide(rows, lengths, out=np.zeros_like(rows), where=lengths > 0)
 
 
 def log_normaliser(concentration: npt.ArrayLike, dim: int) -> Floats:

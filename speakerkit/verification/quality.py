@@ -187,20 +187,22 @@ def draw_trials(
     seconds: Mapping[str, float],
     count: int = 30_000,
     *,
+    nontargets_each: int = 1,
     shortest: float = 2.0,
     boundary: float = 6.0,
     seed: int = 0,
 ) -> Trials:
-    """Trials of whole recordings to learn calibration from: as many targets as nontargets in each condition.
+    """Trials of whole recordings to learn calibration from: balanced over conditions and kinds.
 
     Conditions are short-short, short-long and long-long. No recording meets itself, no pair comes twice. Speakers are
     drawn before recordings, so that one with many counts no more than another. Where a condition has too few
-    pairs of one kind it gets fewer of both, with a warning.
+    targets, or fewer nontargets than targets, it gets fewer of both, with a warning.
 
     Args:
         speakers: speaker of each key.
         seconds: duration of each key.
         count: trials wanted, a sixth of each condition and kind.
+        nontargets_each: so many times as many nontargets, for thresholds at low false-accept rates.
         shortest: recordings below are left out, in seconds.
         boundary: recordings below are short, the others long.
         seed: of the draws; the order of the mappings does not matter.
@@ -209,7 +211,7 @@ def draw_trials(
         DataError: a key without duration, or recordings that allow no trials.
         ConfigError: fewer than six trials wanted, or a boundary below the shortest.
     """
-    if count < 6 or not 0 <= shortest <= boundary:
+    if count < 6 or nontargets_each < 1 or not 0 <= shortest <= boundary:
         raise ConfigError("trials", f"{count} trials, short from {shortest} to {boundary} s", "six or more, in order")
     missing = [key for key in speakers if not 0 <= seconds.get(key, math.nan) < math.inf]
     if missing:
@@ -227,14 +229,14 @@ def draw_trials(
         first, second = (lengths[end] for end in condition.split("-"))
         wanted = count // 6
         targets = _target_pairs(first, second, wanted, rng)
-        nontargets = _nontarget_pairs(first, second, wanted, rng)
+        nontargets = _nontarget_pairs(first, second, wanted * nontargets_each, rng)
         found = min(len(targets), len(nontargets))
         if found < wanted:
             logger.warning("%s trials: %d of each kind instead of %d", condition, found, wanted)
-        for pairs, label in ((targets[:found], True), (nontargets[:found], False)):
+        for pairs, label in ((targets[:found], True), (nontargets[: found * nontargets_each], False)):
             enrol += [pair[0] for pair in pairs]
             test += [pair[1] for pair in pairs]
-            labels += [label] * found
+            labels += [label] * len(pairs)
     if not enrol:
         raise DataError("trials", "no two recordings of a speaker, and of two speakers, are long enough", "lower it")
     return Trials.from_pairs(enrol, test, labels)

@@ -382,7 +382,7 @@ def _worst_errors(
 def _error_table(caption: str, scores: Scores, rows: Sequence[int], cell: Callable[[str], str]) -> str:
     trials = scores.trials
     body = "".join(
-        f"<tr><td>{scores.scores[row]:.4f}</td><td>{cell(trials.enrol_ids[trials.enrol[row]])}</td>"
+        f"<tr><td>{scores.scores[row]:.6g}</td><td>{cell(trials.enrol_ids[trials.enrol[row]])}</td>"
         f"<td>{cell(trials.test_ids[trials.test[row]])}</td></tr>\n"
         for row in rows
     )

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
+from speakerkit.data.ark import Embeddings
 from speakerkit.errors import DataError
+from speakerkit.verification.vectors import Floats, Rows, rank
 
-Floats = npt.NDArray[np.float64]
-
-# Of the largest variance; below it, what a float32 embedding shows in a direction is rounding.
-SMALLEST_VARIANCE = 1e-12
 BLOCK = 8192  # rows
+
+logger = logging.getLogger("speakerkit.verification")
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,26 +100,44 @@ class SpeakerStatistics:
                 f"within speakers, the embeddings have {self.dim}",
                 "take more utterances a speaker, or embeddings of fewer dimensions",
             )
-        variances = np.linalg.eigvalsh(self.scatter)
-        rank = int(np.sum(variances > SMALLEST_VARIANCE * variances[-1])) if variances[-1] > 0 else 0
-        if rank < self.dim:
+        utterances = self.weights * self.counts
+        squares = np.trace(self.scatter) + utterances @ np.sum(self.means**2, axis=1)
+        shown = rank(np.linalg.eigvalsh(self.scatter), float(squares))
+        if shown < self.dim:
             raise DataError(
                 self.source,
-                f"speakers vary in {rank} of {self.dim} directions only",
+                f"speakers vary in {shown} of {self.dim} directions only",
                 "drop duplicate or constant dimensions, or take other embeddings",
             )
 
 
-def _sums(rows: npt.NDArray[np.floating], speaker: npt.NDArray[np.intp], speakers: int) -> Floats:
+def speakers_of(embeddings: Embeddings, speakers: Mapping[str, str]) -> list[str]:
+    """Speaker of each embedding; warns of utterances that have a speaker but no embedding.
+
+    Raises:
+        DataError: an embedding has none; names the first and counts them.
+    """
+    missing = [key for key in embeddings.keys if key not in speakers]
+    if missing:
+        raise DataError(
+            embeddings.source,
+            f"no speaker for {missing[0]!r} ({len(missing)} of {len(embeddings)} embeddings)",
+            "give the utt2spk of these embeddings",
+        )
+    if len(speakers) > len(embeddings):
+        absent = len(speakers) - len(embeddings)
+        logger.warning("%s: %d of %d utterances are left out, no embedding", embeddings.source, absent, len(speakers))
+    return [speakers[key] for key in embeddings.keys]
+
+
+def _sums(rows: npt.NDArray[np.floating], speaker: Rows, speakers: int) -> Floats:
     """(speakers, dim) sum of each speaker's rows."""
     order = np.argsort(speaker, kind="stable")
     starts = np.searchsorted(speaker[order], np.arange(speakers))
     return np.add.reduceat(rows[order], starts, axis=0, dtype=np.float64)
 
 
-def _scatter(
-    rows: npt.NDArray[np.floating], speaker: npt.NDArray[np.intp], means: Floats, root_weights: Floats
-) -> Floats:
+def _scatter(rows: npt.NDArray[np.floating], speaker: Rows, means: Floats, root_weights: Floats) -> Floats:
     scatter = np.zeros((rows.shape[1], rows.shape[1]))
     for start in range(0, len(rows), BLOCK):
         who = speaker[start : start + BLOCK]

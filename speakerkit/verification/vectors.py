@@ -36,7 +36,7 @@ def require_directions(rows: Floats, names: Sequence[str] | None, source: str) -
     Raises:
         DataError: names the first (or its number, without ``names``) and counts them.
     """
-    bad = ~rows.any(axis=1)
+    bad = np.logical_not(rows.any(axis=1))
     if bad.any():
         number = int(np.argmax(bad))
         name = f"row {number}" if names is None else repr(names[number])
@@ -57,7 +57,7 @@ def pair_products(left: Floats, right: Floats, pairs: tuple[Rows, Rows], block: 
     return products
 
 
-def rank(variances: Floats, mean_square: float) -> int:
+def rank(variances: npt.NDArray[np.floating], mean_square: float) -> int:
     """How many of the variances of a set along its axes are more than rounding, given the mean square of its lengths:
     where all rows are alike, all variances are rounding, and none stands out from the others."""
     return int(np.sum(variances > SMALLEST_VARIANCE * mean_square))

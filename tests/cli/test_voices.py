@@ -53,7 +53,7 @@ def told(ran: Ran) -> Any:
 
 def test_from_enrolment_to_identification(place: Callable[..., Ran], onnx_bundle: Path) -> None:
     ran = place("enroll", "ana", "a.wav", "b.wav")
-    assert (ran.code, ran.out) == (0, "ana: 2 added, now 2 recordings with 4.0 s\n"), ran
+    assert (ran.code, ran.out) == (0, "ana: 2 added, now 2 recordings, 4.0 s (4.0 s without pauses)\n"), ran
     result = told(place("enroll", "ana", "--json", "a.wav", "c.wav"))
     assert (result["recordings"], result["added"], result["known"]) == (3, 1, 1)
     assert any("a.wav: was enrolled already" in line for line in result["warnings"])
@@ -85,6 +85,44 @@ def test_verify_two_recordings(place: Callable[..., Ran], onnx_bundle: Path, wri
     place("enroll", "ana", one)
     assert told(place("verify", "--json", one, other))["cosine"] == told(ran)["cosine"]
     assert told(place("verify", "--json", "ana", other))["cosine"] == pytest.approx(told(ran)["cosine"], abs=1e-6)
+
+
+def test_a_name_and_a_file(
+    place: Callable[..., Ran],
+    onnx_bundle: Path,
+    write_wav: Callable[..., Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Two recordings need no database; what is both a name and a file is never silently taken for one of them."""
+    one, other = write_wav("one.wav"), write_wav("other.wav", seed=1)
+    arguments = ["verify", "-m", onnx_bundle, "--json"]
+    expected = told(speakerkit(*arguments, one, other))
+    assert speakerkit(*arguments, "ana", other).errors[0].startswith("speakerkit: error: ana: no such file")
+    monkeypatch.setenv("SPEAKERKIT_VOICES", str(tmp_path / "voices.db"))
+    assert told(speakerkit(*arguments, one, other)) == expected
+    assert not (tmp_path / "voices.db").exists()
+    assert "voices.db: no such database" in speakerkit(*arguments, "ana", other).errors[0]
+    place("enroll", "ana", one)
+    assert told(speakerkit(*arguments, one, other)) == expected
+    fault = f"bo: is neither a voice of {tmp_path}/voices.db nor a file"
+    assert fault in speakerkit(*arguments, "bo", other).errors[0]
+    monkeypatch.chdir(tmp_path)
+    speakerkit("enroll", "-m", onnx_bundle, "other.wav", one)
+    ran = speakerkit(*arguments, "other.wav", one)
+    assert (ran.code, ran.out) == (2, "")
+    assert "other.wav: is a file and a voice of" in ran.errors[0]
+    assert told(speakerkit(*arguments, "./other.wav", one))["cosine"] == expected["cosine"]
+    long = "日" * 200  # longer than the name of a file can be
+    place("enroll", long, one)
+    assert told(speakerkit(*arguments, long, other))["cosine"] == pytest.approx(expected["cosine"], abs=1e-6)
+
+
+def test_text_may_be_asked_for(place: Callable[..., Ran]) -> None:
+    place("enroll", "ana", "a.wav")
+    assert place("verify", "--text", "--threshold", -1, "ana", "a.wav").out.endswith(
+        "uncalibrated: yes: same speaker\n"
+    )
 
 
 def test_no_bare_yes_of_an_uncalibrated_model(place: Callable[..., Ran]) -> None:
@@ -231,10 +269,17 @@ def test_voices_are_renamed_and_removed(place: Callable[..., Ran]) -> None:
     place("enroll", "bo", "b.wav")
     assert "has a voice 'bo' already" in place("voices rename", "ana", "bo", model=None).errors[0]
     assert place("voices rename", "ana", "Ána Ng", model=None).code == 0
-    assert place("voices list", model=None).out.splitlines()[1].startswith("Ána Ng  1 recording, 2.0 s  since 20")
-    assert "Ána Ng: 1 recording, 2.0 s; model " in place("voices show", "Ána Ng", model=None).out
-    assert place("voices remove", "bo", "nobody", model=None).code == 2
-    assert len(place("voices list", model=None).out.splitlines()) == 1
+    assert (
+        place("voices list", model=None)
+        .out.splitlines()[1]
+        .startswith("Ána Ng  1 recording, 2.0 s (2.0 s without pauses)  since 20")
+    )
+    assert "Ána Ng: 1 recording, 2.0 s (2.0 s without pauses); model " in place("voices show", "Ána Ng", model=None).out
+    ran = place("voices remove", "bo", "nobody", model=None)
+    assert (ran.code, ran.out) == (2, "")  # all or none
+    assert len(place("voices list", model=None).out.splitlines()) == 2
+    assert place("voices remove", "bo", "Ána Ng", model=None).out == "bo: removed\nÁna Ng: removed\n"
+    assert place("voices list", model=None).out == ""
     assert place("enroll", "unknown", "a.wav").code == 2
 
 
@@ -272,7 +317,9 @@ def test_embeddings_of_a_corpus_are_enrolled(tmp_path: Path, onnx_bundle: Path, 
 def test_an_index_is_built(place: Callable[..., Ran], tmp_path: Path) -> None:
     pytest.importorskip("faiss", reason="faiss is not installed: pip install 'speakerkit[search]'")
     place("enroll", "ana", "a.wav")
-    assert place("voices index", "--kind", "flat", model=None).out == f"{tmp_path}/voices.db.mean.1.faiss: built\n"
+    built = place("voices index", "--kind", "flat", model=None).out
+    (path,) = tmp_path.glob("voices.db.mean.*.faiss")
+    assert built == f"{path}: built\n"
     assert place("voices index", "--kind", "none", model=None).code == 2
     place("enroll", "bo", "b.wav")
     assert told(place("identify", "--json", "--threshold", 0.999, "b.wav"))["name"] == "bo"

@@ -441,9 +441,27 @@ CALIBRATIONS = (
     ),
     Case(
         "calibration: of other weights",
-        _decided('{"threshold": 0.1, "source": "x", "model_sha256": "0000"}'),
+        _decided(f'{{"threshold": 0.1, "source": "x", "model_sha256": "{"0" * 64}"}}'),
         "calibration.json",
         "of other weights",
+    ),
+    Case(
+        "calibration: a digest cut short",
+        _decided('{"threshold": 0.1, "source": "x", "model_sha256": "0"}'),
+        "calibration.json",
+        "no threshold",
+    ),
+    Case(
+        "calibration: a ratio of infinity",
+        _decided('{"threshold": 0.1, "source": "x", "llr": {"scale": 1e308, "offset": 1e308}}'),
+        "calibration.json",
+        "no threshold",
+    ),
+    Case(
+        "similarity: a threshold of NaN",
+        lambda p: ["similarity", "-m", p.model, p.wav, p.wav, "--threshold", "nan"],
+        "--threshold",
+        "Invalid value",
     ),
     Case("calibrate: no trials", _calibrated(""), "dev", "no trials"),
     Case("calibrate: junk", _calibrated(JUNK), "dev", "as text"),
@@ -458,6 +476,10 @@ CALIBRATIONS = (
     Case("fit: no labels", _fitted("a b 0.5\n"), "s0", "no labels"),
     Case("fit: one class", _fitted("a b 0.5 target\n"), "s0", "0 nontarget"),
     Case("fit: upside down", _fitted("a b 0.1 target\na c 0.9 nontarget\n"), "s0", "do not mean the same"),
+    Case("fit: one trial", _fitted("a b 0.1 target\n"), "s0", "0 nontarget"),
+    Case("fit: NaN", _fitted("a b nan target\na c 0.9 nontarget\n"), "s0", "no finite score"),
+    Case("fit: scores all alike", _fitted("a b 0.5 target\na c 0.5 nontarget\n"), "s0", "the same in all trials"),
+    Case("fit: wild scores", _fitted("a b 1e308 target\na c -1e308 nontarget\n"), "s0", r"beyond 1e\+100"),
     Case("fit: other trials", _fitted(GOOD_SCORES, GOOD_SCORES.replace("b c", "b x")), "s1", "trial 3 is not that"),
     Case("fit: fewer trials", _fitted(GOOD_SCORES, "a b 0.9 target\n"), "s1", "has 1 trials"),
     Case("fit: junk measures", _weighed(JUNK), "q.tsv", "as text"),
@@ -471,6 +493,7 @@ CALIBRATIONS = (
     Case("llr: nested", _ratios(DEEP), "m.json", "no map"),
     Case("llr: a pickle", lambda p: _ratios(trap_pickle(p.sentinel))(p), "m.json", "no map"),
     Case("llr: a weight of infinity", _ratios(GOOD_MAP.replace("[1]", "[Infinity]")), "m.json", "no map"),
+    Case("llr: a weight beyond reason", _ratios(GOOD_MAP.replace("[1]", "[1e308]")), "m.json", "no map"),
     Case("llr: one system too many", _ratios(GOOD_MAP.replace('1, "w', '2, "w')), "m.json", "no map"),
     Case(
         "quality: durations of words",
@@ -505,6 +528,16 @@ CALIBRATIONS = (
         "trials",
         "no two recordings",
     ),
+    Case(
+        "draw-trials: durations of NaN",
+        lambda p: [
+            *("score", "draw-trials", p.data(f"a {p.wav}\nb {p.wav}\n", "a s\nb s\n")),
+            p.file("data/utt2dur", "a nan\nb 3\n").with_name("scores"),
+        ],
+        "utt2dur",
+        "'nan'",
+    ),
+    Case("metrics: wild scores", _measured("a b 1e308 target\na c -1e308 nontarget\n"), "measured", r"beyond 1e\+100"),
     Case("metrics: contradicted speakers", _told("a s\nb t\nc s\n"), "measured", "contradict"),
     Case("metrics: unknown speakers", _told("a s\n"), "measured", "no speaker is known of"),
 )
@@ -512,6 +545,12 @@ CALIBRATIONS = (
 
 def _voices(content: str | bytes, *command: object) -> Arguments:
     return lambda p: [*command, "--db", p.file("voices.db", content)]
+
+
+def _import_of_nan(place: Place) -> list[object]:
+    place.file("good.model.json", '{"sha256": "c", "dimension": 2}')
+    place.file("good.voices.jsonl", '{"key": "a", "name": "a", "seconds": NaN}\n')
+    return ["voices", "import", place.embeddings(), "--db", place.folder / "v.db"]
 
 
 VOICES = (
@@ -546,6 +585,25 @@ VOICES = (
         lambda p: ["verify", "-m", p.model, p.wav, f"touch {p.sentinel} |"],
         "|",
         "no such file",
+    ),
+    Case(
+        "verify: neither a voice nor a file",
+        lambda p: ["verify", "-m", p.model, "nobody.wav", p.wav, "--db", p.folder / "none.db"],
+        "none.db",
+        "no such database",
+    ),
+    Case("verify: no file", lambda p: ["verify", "-m", p.model, "nobody.wav", p.wav], "nobody.wav", "no such file"),
+    Case(
+        "voices: a broken address",
+        lambda p: ["voices", "list", "--db", "postgresql://me:secret@[::1/voices"],
+        "postgres",
+        "cannot be used|not installed",
+    ),
+    Case(
+        "voices import: seconds of NaN",
+        _import_of_nan,
+        "good.voices.jsonl",
+        "bad details of 'a'",
     ),
     Case(
         "voices import: a pickle",

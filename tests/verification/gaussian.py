@@ -1,6 +1,8 @@
-"""Embeddings drawn from PLDA's model, and its likelihoods by definition, for several tests."""
+"""Embeddings drawn from PLDA's model, its likelihoods by definition, and damaged files, for several tests."""
 
 from __future__ import annotations
+
+from collections.abc import Iterator
 
 import numpy as np
 from scipy.stats import multivariate_normal
@@ -39,3 +41,12 @@ def llr_by_definition(model: Plda, enrolled: np.ndarray, test: np.ndarray) -> fl
         return float(multivariate_normal.logpdf(rows.ravel(), stacked, joint(model, len(rows))))
 
     return density(np.vstack([enrolled, test])) - density(enrolled) - density(test[None])
+
+
+def damaged(whole: bytes, rng: np.random.Generator, count: int) -> Iterator[bytes]:
+    """``count`` variants of a file: cut short, or with bytes changed, lost or added."""
+    for number in range(count):
+        at, size = int(rng.integers(len(whole))), int(rng.integers(1, 20))
+        noise = rng.bytes(size)
+        kept = (b"", whole[at + size :], whole[at:], whole[at + 1 :])[number % 4]
+        yield whole[:at] + (b"", noise[: len(whole) - at], noise, b"")[number % 4] + kept

@@ -258,8 +258,10 @@ def test_command_faults(files: Path) -> None:
         (("--method", "best"), "'best' is none of kaldi, coral, coral+, interpolate"),
         (("--method", "interpolate"), "needs the speakers"),
         (("--method", "interpolate", "--utt2spk", files / "old.utt2spk"), "no speaker for 'new00'"),
-        (("--method", "coral", "--within", "0.5"), "has no scales"),
+        (("--method", "coral", "--within", "0.5"), "coral: has no within scale; it takes none"),
+        (("--method", "coral+", "--mean-diff-scale", "0.5"), "it takes within_scale, between_scale"),
         (("--within", "-1"), "within_scale: is -1"),
+        (("--within", "1e300"), "within_scale: is 1e+300"),
     ):
         ran = speakerkit("plda", "adapt", files / "b", files / "new.npz", files / "out", *options)
         assert (ran.code, len(ran.errors)) == (2, 1), ran

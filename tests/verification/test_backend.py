@@ -14,13 +14,15 @@ from scipy.stats import multivariate_normal
 
 from speakerkit.data.ark import Embeddings, write_embeddings
 from speakerkit.errors import DataError
-from speakerkit.verification.backend import import_kaldi, score_backend, train_backend
+from speakerkit.verification.backend import Backend, Kind, adapt_backend, import_kaldi, score_backend, train_backend
 from speakerkit.verification.backend_file import read_backend, write_backend
+from speakerkit.verification.chain import Chain
 from speakerkit.verification.kaldi_plda import read_kaldi_array, write_kaldi_plda
-from speakerkit.verification.plda import Plda
+from speakerkit.verification.plda import Normalisation, Plda
+from speakerkit.verification.psda import Psda
 from speakerkit.verification.trials import Trials, read_scores
 from tests.command import speakerkit
-from tests.verification.gaussian import DIM, draw, llr_by_definition, spd
+from tests.verification.gaussian import DIM, damaged, draw, llr_by_definition, spd
 
 
 def test_kaldi_recipe(tmp_path: Path) -> None:
@@ -57,6 +59,32 @@ def test_kaldi_recipe(tmp_path: Path) -> None:
         )
     with pytest.raises(DataError, match="what comes before it gives 6"):
         import_kaldi(tmp_path / "plda", mean=tmp_path / "mean.vec")
+
+
+def test_kaldi_scores_of_several_sessions() -> None:
+    """Kaldi's TransformIvector and LogLikelihoodRatio with the number of sessions, one trial at a time."""
+    rng = np.random.default_rng(6)
+    plda = Plda.of(rng.normal(size=DIM), spd(rng), spd(rng, scale=2))
+    backend = Backend(Chain(), plda, DIM)
+    vectors = rng.normal(size=(6, DIM)).astype(np.float32)
+    sessions = {"one": ["a"], "three": ["b", "c", "d"]}
+    trials = Trials.from_pairs(["one", "three", "one", "three"], ["e", "e", "f", "f"])
+    rows = dict(zip("abcdef", vectors.astype(np.float64), strict=True))
+
+    def kaldi(vector: np.ndarray, n: int) -> np.ndarray:
+        row = plda.transform @ (vector - plda.mean)
+        return row * np.sqrt(DIM / (row**2 @ (1 / (plda.psi + 1 / n))))
+
+    for multi in ("book", "average"):
+        ours = score_backend(backend, Embeddings(list("abcdef"), vectors), trials, enrol_map=sessions, multi=multi)
+        for score, (model, test) in zip(ours.scores, trials.pairs(), strict=True):
+            n = len(sessions[model]) if multi == "book" else 1
+            enrol = kaldi(np.mean([rows[key] for key in sessions[model]], axis=0), n)
+            mean, variance = n * plda.psi / (n * plda.psi + 1) * enrol, 1 + plda.psi / (n * plda.psi + 1)
+            probe = kaldi(rows[test], 1)
+            expected = multivariate_normal.logpdf(probe, mean, np.diag(variance))
+            expected -= multivariate_normal.logpdf(probe, np.zeros(DIM), np.diag(1 + plda.psi))
+            assert score == pytest.approx(expected, rel=1e-9)
 
 
 @pytest.fixture
@@ -220,6 +248,9 @@ def test_damaged_backends(embedded: Callable[..., Path], tmp_path: Path) -> None
         lambda arrays: arrays.update({"model.psi": np.array([1.0, -1.0])}),
         lambda arrays: arrays.update({"model.mean": np.array([1.0, np.nan])}),
         lambda arrays: arrays.update({"model.mean": np.ones(3)}),
+        lambda arrays: arrays.update({"model.transform": np.ones((2, 2))}),
+        lambda arrays: arrays.update({"model.transform": np.eye(2) * 1e-300}),
+        lambda arrays: arrays.update({"model.psi": np.full(2, 1e308)}),
         lambda arrays: arrays.update({"model.mean": np.ones(2, np.float32)}),
         lambda arrays: arrays.update({"model.more": np.ones(2)}),
         lambda arrays: arrays.update({"chain.0.mean": np.ones(3)}),
@@ -241,3 +272,94 @@ def test_backends_that_contradict_themselves(change: Callable[[dict[str, np.ndar
     save_file(arrays, tmp_path / "b", metadata={"speakerkit": json.dumps(note)})
     with pytest.raises(DataError, match="no back-end of ours"):
         read_backend(tmp_path / "b")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"mean": np.ones(3)}, {"mean": np.zeros(3)}, {"between": np.array(-1.0)}, {"within": np.array(1e308)}],
+)
+def test_psda_that_is_none(change: dict[str, np.ndarray]) -> None:
+    arrays = {"mean": np.eye(3)[0], "between": np.array(0.0), "within": np.array(5.0)}
+    assert Psda.stored(**arrays).within == 5
+    with pytest.raises(ValueError, match=r"direction|positive"):
+        Psda.stored(**(arrays | change))
+
+
+@pytest.mark.parametrize("kind", ["plda", "psda"])
+def test_backends_with_any_damage(kind: Kind, tmp_path: Path) -> None:
+    """Bytes changed, lost or added: an error that names the file, or a back-end that scores with finite numbers."""
+    rng = np.random.default_rng(1)
+    keys = [f"u{number}" for number in range(20)]
+    embeddings = Embeddings(keys, rng.normal(size=(20, 2)).astype(np.float32))
+    speakers = {key: f"s{number % 4}" for number, key in enumerate(keys)}
+    path = tmp_path / "b"
+    write_backend(path, train_backend(embeddings, speakers, kind=kind))
+    trials = Trials.from_pairs(["u0", "u1"], ["u4", "u2"])
+    refused = []
+    for content in damaged(path.read_bytes(), rng, 200):
+        path.write_bytes(content)
+        try:
+            backend = read_backend(path)
+            scores = score_backend(backend, embeddings, trials).scores
+        except DataError as error:
+            refused.append(str(error))
+            continue
+        assert np.isfinite(scores).all()
+    assert all(message.startswith((str(path), "embeddings: ")) for message in refused)
+    assert len(refused) > 50
+
+
+@pytest.mark.parametrize("kind", ["plda", "psda"])
+def test_embeddings_of_zeros_are_refused(kind: Kind) -> None:
+    """What a broken extraction leaves has no score, whatever the chain makes of it."""
+    rng = np.random.default_rng(2)
+    keys = [f"u{number}" for number in range(12)]
+    vectors = rng.normal(size=(12, 3)).astype(np.float32)
+    speakers = {key: f"s{number % 3}" for number, key in enumerate(keys)}
+    backend = train_backend(Embeddings(keys, vectors), speakers, "mean-subtract", kind=kind)
+    broken = Embeddings(keys, vectors * (np.arange(12) != 4)[:, None])
+    message = r"'u4' is all zeros \(1 of "
+    for enrol, test in (("u4", "u0"), ("u0", "u4")):
+        with pytest.raises(DataError, match=message):
+            score_backend(backend, broken, Trials.from_pairs([enrol], [test]))
+    with pytest.raises(DataError, match=message):
+        score_backend(backend, broken, Trials.from_pairs(["m"], ["u0"]), enrol_map={"m": ["u1", "u4"]})
+    with pytest.raises(DataError, match=message):
+        train_backend(broken, speakers, "mean-subtract", kind=kind)
+    if kind == "plda":
+        with pytest.raises(DataError, match=message):
+            adapt_backend(backend, broken, "kaldi")
+
+
+@pytest.mark.parametrize("normalise", ["kaldi", "simple", "none"])
+def test_an_embedding_at_the_mean_has_no_direction(normalise: Normalisation) -> None:
+    plda = Plda(np.ones(2), np.eye(2), np.ones(2))
+    backend = Backend(Chain(), plda, 2, normalise=normalise)
+    embeddings = Embeddings(["a", "b"], np.array([[1.0, 1.0], [2.0, 0.0]]))
+    for enrol, test in (("a", "b"), ("b", "a")):
+        trials = Trials.from_pairs([enrol], [test])
+        if normalise == "none":
+            assert np.isfinite(score_backend(backend, embeddings, trials).scores).all()
+        else:
+            with pytest.raises(DataError, match="'a' has no direction"):
+                score_backend(backend, embeddings, trials)
+
+
+@pytest.mark.parametrize("path", [".", "/", "..", "", "/dev/null"])
+def test_paths_that_name_no_file(path: str, embedded: Callable[..., Path], trials_file: Path, tmp_path: Path) -> None:
+    embeddings, backend = embedded("e.npz"), tmp_path / "b"
+    run_ok("plda", "train", embeddings, tmp_path / "utt2spk", backend)
+    score = (embeddings, trials_file, tmp_path / "s")
+    for command in (
+        ("score", "cosine", path, trials_file, tmp_path / "s"),
+        ("score", "cosine", *score, "--mean", path),
+        ("score", "norm", *score, "--top", 5, "--cohort", path),
+        ("score", "plda", path, trials_file, tmp_path / "s", "--plda", backend),
+        ("score", "plda", *score, "--plda", path),
+        ("plda", "train", path, tmp_path / "utt2spk", tmp_path / "s"),
+        ("plda", "adapt", backend, path, tmp_path / "s"),
+        ("plda", "import", path, tmp_path / "s"),
+    ):
+        ran = speakerkit(*command)
+        assert (ran.code, len(ran.errors)) == (2, 1), (command, ran)
+    assert not (tmp_path / "s").exists()

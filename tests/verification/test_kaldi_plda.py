@@ -11,7 +11,7 @@ import pytest
 from speakerkit.errors import DataError
 from speakerkit.verification.kaldi_plda import read_kaldi_plda, write_kaldi_plda
 from speakerkit.verification.plda import Plda
-from tests.verification.gaussian import DIM, spd
+from tests.verification.gaussian import DIM, damaged, spd
 
 
 @pytest.fixture(scope="module")
@@ -80,6 +80,10 @@ def test_kaldi_round_trip(model: Plda, tmp_path: Path) -> None:
         b"\0B<Plda> DV \4\xff\xff\xff\xff",
         b"<Plda> [ 1 ] [ 1 ] </Plda>",
         b"<Plda> [ 1 ] [\n 1 ] [ -1 ] </Plda>",
+        b"<Plda> [ 1 ] [\n 0 ] [ 1 ] </Plda>",
+        b"<Plda> [ 1 ] [\n 1e-200 ] [ 1 ] </Plda>",
+        b"<Plda> [ 1 ] [\n 1e200 ] [ 1 ] </Plda>",
+        b"<Plda> [ 1 ] [\n 1 ] [ 1e200 ] </Plda>",
         b"<Plda> [ 1 2 ] [\n 1 1\n 1 1 ] [ 1 1 ] </Plda>",
         b"<Plda> [ 1 2 ] [\n 1 0\n 1 ] [ 1 1 ] </Plda>",
         b"<Plda> [ nan ] [\n 1 ] [ 1 ] </Plda>",
@@ -101,3 +105,22 @@ def test_kaldi_file_cut_short(model: Plda, tmp_path: Path) -> None:
         (tmp_path / "plda").write_bytes(whole[:end])
         with pytest.raises(DataError, match="no PLDA of Kaldi"):
             read_kaldi_plda(tmp_path / "plda")
+
+
+@pytest.mark.parametrize("text", [False, True])
+def test_kaldi_files_with_any_damage(model: Plda, text: bool, tmp_path: Path) -> None:
+    """Bytes changed, lost or added: an error that names the file, or a model that scores with finite numbers."""
+    path = tmp_path / "plda"
+    write_kaldi_plda(path, model, text=text)
+    refused = []
+    for content in damaged(path.read_bytes(), np.random.default_rng(0), 200):
+        path.write_bytes(content)
+        try:
+            read = read_kaldi_plda(path)
+        except DataError as error:
+            refused.append(str(error))
+            continue
+        projected = read.project(np.ones((1, read.dim)), 1, "none")
+        assert np.isfinite(read.llr(projected, np.ones(1), projected, (np.zeros(1, int), np.zeros(1, int)))).all()
+    assert all(message.startswith(str(path)) for message in refused)
+    assert 50 < len(refused) < 200, "some damage is in digits, which still are numbers"

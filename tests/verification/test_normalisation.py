@@ -174,7 +174,7 @@ def test_cohort_of_speaker_means() -> None:
         mean = (own / np.sqrt((own**2).sum(axis=1, keepdims=True))).mean(axis=0)
         np.testing.assert_allclose(vector, mean / math.sqrt(math.fsum(mean**2)), atol=1e-14)
     del speakers["c3"]
-    with pytest.raises(DataError, match=r"no speaker is known of 'c3' \(1 of 12\)"):
+    with pytest.raises(DataError, match=r"no speaker for 'c3' \(1 of 12 embeddings\)"):
         make_cohort(impostors, speakers)
 
 
@@ -289,7 +289,7 @@ def test_command_refuses(tmp_path: Path) -> None:
         (("--top", 1), "two or more"),
         (("--method", "t-norm", "--top", 5), "takes the whole cohort"),
         (("--method", "snorm"), "'snorm' is not known"),
-        (("--cohort-utt2spk", tmp_path / "short"), "no speaker is known of 'c1'"),
+        (("--cohort-utt2spk", tmp_path / "short"), "no speaker for 'c1'"),
         (("--utt2spk", tmp_path / "none"), "no such file"),
     ):
         ran = speakerkit(*command, *cohort, *options)

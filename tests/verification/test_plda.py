@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from itertools import pairwise
 
 import numpy as np
@@ -9,8 +10,9 @@ import pytest
 from scipy.stats import multivariate_normal
 
 from speakerkit.errors import ConfigError, DataError
-from speakerkit.verification.plda import Plda, pair_products, train_plda
+from speakerkit.verification.plda import LOG_2PI, Plda, train_plda
 from speakerkit.verification.speakers import SpeakerStatistics
+from speakerkit.verification.vectors import pair_products
 from tests.verification.gaussian import DIM, draw, joint, llr_by_definition, spd
 
 
@@ -110,6 +112,42 @@ def test_llr_is_the_ratio_of_joint_densities(model: Plda) -> None:
     np.testing.assert_allclose(ours, expected, rtol=1e-9, atol=1e-9)
 
 
+def test_llr_in_many_dimensions() -> None:
+    """Joint densities by a triangular solution, where the determinants themselves are beyond float64."""
+    rng = np.random.default_rng(12)
+    dim, sessions = 128, 4
+    wide = Plda.of(rng.normal(size=dim), 1e-6 * spd(rng, dim), 1e-5 * spd(rng, dim))
+    rows = draw(rng, wide.mean, wide.within, wide.between, np.array([sessions + 1, 1]))[0]
+
+    def log_density(group: np.ndarray) -> float:
+        root = np.linalg.cholesky(joint(wide, len(group)))
+        whitened = np.linalg.solve(root, (group - wide.mean).ravel())
+        return float(-0.5 * (whitened @ whitened + whitened.size * LOG_2PI) - np.sum(np.log(np.diag(root))))
+
+    enrolled = rows[:sessions]
+    means = wide.project(enrolled.mean(axis=0)[None], sessions, "none")
+    pairs = (np.array([0, 0]), np.array([0, 1]))
+    scores = wide.llr(means, np.array([float(sessions)]), wide.project(rows[sessions:], 1, "none"), pairs)
+    for score, test in zip(scores, rows[sessions:], strict=True):
+        together = log_density(np.vstack([enrolled, test]))
+        assert score == pytest.approx(together - log_density(enrolled) - log_density(test[None]), rel=1e-7)
+    assert scores[0] > 10 > -10 > scores[1]
+
+
+def test_scoring_needs_no_memory_of_trials_times_dimension() -> None:
+    rng = np.random.default_rng(0)
+    dim, trials = 128, 100_000
+    wide = Plda.of(np.zeros(dim), np.eye(dim), np.diag(np.linspace(3, 0, dim)))
+    rows, counts = rng.normal(size=(200, dim)), rng.integers(1, 6, size=200).astype(float)
+    pairs = (rng.integers(200, size=trials), rng.integers(200, size=trials))
+    tracemalloc.start()
+    try:
+        wide.llr(rows, counts, rows, pairs)
+        assert tracemalloc.get_traced_memory()[1] < 8e6  # of the trials: 102 MB a side
+    finally:
+        tracemalloc.stop()
+
+
 def test_directions_without_speakers_say_nothing(model: Plda) -> None:
     """psi = 0, where an implementation that inverts psi breaks."""
     rng = np.random.default_rng(2)
@@ -162,6 +200,8 @@ def test_blocks_do_not_matter(block: int) -> None:
         (np.ones((60, 5)), list("abcdef" * 10), "vary in 0 of 5 directions only"),
         (np.eye(12, 3) * [1, 1, 0], list("abcdef" * 2), "vary in 2 of 3 directions only"),
         (np.full((4, 2), np.inf), list("aabb"), "NaN or infinity"),
+        (np.full((60, 5), 0.1), list("abcdef" * 10), "vary in 0 of 5 directions only"),
+        (np.repeat(np.random.default_rng(0).normal(size=(9, 3)), 7, axis=0), sorted("abcdefghi" * 7), "vary in 0 of 3"),
         (np.eye(4, 2), list("aab"), "3 speakers for rows"),
     ],
 )

@@ -97,6 +97,7 @@ def test_the_other_plots_draw_any_scores(tmp_path: Path, distance: float, sizes:
         plot({"system": scores, "constant": constant}, tmp_path / f"{name}.png")
     plot_histogram(scores, tmp_path / "histogram.png")
     plot_histogram(constant, tmp_path / "constant.png", threshold=7.0)
+    plot_histogram(Scores(scores.trials, np.full(len(scores), 9e99)), tmp_path / "constant.png")
     assert len(list(tmp_path.iterdir())) == 4
 
 

@@ -18,10 +18,10 @@ from speakerkit.verification.psda import (
     log_normaliser,
     mean_resultant,
     train_psda,
-    unit,
 )
 from speakerkit.verification.speakers import SpeakerStatistics
 from speakerkit.verification.trials import Trials
+from speakerkit.verification.vectors import unit
 
 
 # log(I_v(x) / x^v), mpmath with 40 digits.
@@ -97,6 +97,15 @@ def test_scores_in_three_dimensions() -> None:
         assert score == pytest.approx(expected, abs=1e-11)
 
 
+def test_scores_in_many_dimensions() -> None:
+    """The closed form in 512 dimensions, by mpmath with 50 digits; ``exp`` of its terms is far beyond float64."""
+    model = Psda(np.eye(512)[0], between=300.0, within=900.0)
+    vectors = np.zeros((4, 512))
+    vectors[:, :4] = [[0.6, 0.8, 0, 0], [0.6, 0, 0.8, 0], [0.8, 0.6, 0, 0], [0.8, 0, 0, 0.6]]
+    scores = model.llr(vectors[:2].sum(axis=0)[None], vectors[2:], (np.array([0, 0]), np.array([0, 1])))
+    np.testing.assert_allclose(scores, [157.35090004791446718, 15.601810127244791898], rtol=1e-12)
+
+
 def test_scores_are_ratios_of_integrals_over_the_sphere() -> None:
     """p(x_1 .. x_n) = integral of p(z) p(x_1 | z) .. p(x_n | z), by quadrature."""
     heights, weights = np.polynomial.legendre.leggauss(80)
@@ -153,6 +162,19 @@ def test_em_recovers_the_parameters_and_its_likelihood_never_falls() -> None:
     assert training.log_likelihoods[-1] > training.log_likelihoods[0]
     at_truth = truth.log_likelihood(statistics) / statistics.counts.sum()
     assert training.log_likelihoods[-1] >= at_truth
+
+
+def test_weight_of_a_speaker_counts_copies_of_it() -> None:
+    rng = np.random.default_rng(4)
+    rows, speakers = drawn(rng, Psda(np.eye(5)[0], 3.0, 30.0), np.array([3, 2, 4, 1, 2]))
+    own = [number for number, name in enumerate(speakers) if name == "s2"]
+    doubled = SpeakerStatistics.of(np.vstack([rows, rows[own]]), [*speakers, *("copy" for _ in own)])
+    weighted = train_psda(SpeakerStatistics.of(rows, speakers, {"s2": 2.0}), 3)
+    expected = train_psda(doubled, 3)
+    np.testing.assert_allclose(weighted.model.mean, expected.model.mean, rtol=1e-10)
+    assert weighted.model.between == pytest.approx(expected.model.between, rel=1e-10)
+    assert weighted.model.within == pytest.approx(expected.model.within, rel=1e-10)
+    np.testing.assert_allclose(weighted.log_likelihoods, expected.log_likelihoods, rtol=1e-10)
 
 
 def test_backend_takes_any_length_and_several_sessions() -> None:

@@ -46,8 +46,9 @@ def test_snr_at_its_limits() -> None:
     assert estimate_snr(quiet, 16000) == 60
     assert estimate_snr(np.zeros(16000), 16000) == -10
     assert estimate_snr(np.random.default_rng(0).normal(size=16000), 16000) < 3
-    with pytest.raises(DataError, match="400 samples"):
-        estimate_snr(np.zeros(100), 16000)
+    for useless in (np.zeros(100), np.full(16000, np.nan)):
+        with pytest.raises(DataError, match="400 finite samples"):
+            estimate_snr(useless, 16000)
 
 
 def test_measures_are_collected_by_key() -> None:
@@ -154,6 +155,19 @@ def test_small_sets_give_all_they_have(caplog: pytest.LogCaptureFixture) -> None
     assert "short-short trials: 3 of each kind instead of 100" in caplog.text
 
 
+def test_more_nontargets_for_low_false_accept_rates() -> None:
+    owner, seconds = corpus(10, 20)
+    balanced, many = (
+        draw_trials(owner, seconds, 120, seed=1),
+        draw_trials(owner, seconds, 120, nontargets_each=5, seed=1),
+    )
+    assert np.sum(many.labels) == np.sum(balanced.labels) == 60
+    assert len(many) == 60 + 5 * 60
+    assert all(
+        owner[one] != owner[other] for (one, other), same in zip(many.pairs(), many.labels, strict=True) if not same
+    )
+
+
 def test_one_speaker_with_many_recordings_needs_little_memory() -> None:
     owner = {f"a{n}": "a" for n in range(3000)} | {f"b{n}": "b" for n in range(3000)}
     trials = draw_trials(owner, dict.fromkeys(owner, 9.0), 600)
@@ -165,6 +179,8 @@ def test_what_cannot_be_drawn_from() -> None:
     owner, seconds = corpus(3, 3)
     with pytest.raises(DataError, match="none is known of"):
         draw_trials(owner, {}, 60)
+    with pytest.raises(DataError, match="none is known of 's0-0'"):
+        draw_trials(owner, {**seconds, "s0-0": float("nan")}, 60)
     with pytest.raises(DataError, match="long enough"):
         draw_trials(owner, seconds, 60, shortest=100, boundary=200)
     with pytest.raises(DataError, match="long enough"):

@@ -14,7 +14,7 @@ from speakerkit.config import NamedConfig
 from speakerkit.errors import AudioError
 from speakerkit.features import FrontEnd
 from speakerkit.verification.voiceprints.decision import identify, verify
-from speakerkit.verification.voiceprints.enrolment import outliers, require_speech
+from speakerkit.verification.voiceprints.enrolment import outliers, require_speech, speakers_apart, speech_seconds
 from speakerkit.verification.voiceprints.search import Candidate
 from tests.conftest import speech_like
 
@@ -106,6 +106,35 @@ def test_the_threshold_of_the_model_counts() -> None:
     pair = speakers(0.5, (2,))
     assert outliers(pair, 0.3) == []
     assert len(outliers(pair, 0.8)) == 2
+
+
+def test_two_speakers_in_one_recording() -> None:
+    """Also where each speaks for half of it: then no part is unlike the mean of the others."""
+    half = speakers(0.6, (5, 5))
+    assert outliers(half) == []
+    assert speakers_apart(half) == [5, 6, 7, 8, 9]
+    assert speakers_apart(half[::-1]) == [5, 6, 7, 8, 9]
+    assert speakers_apart(speakers(0.6, (7, 2))) == [7, 8]
+    assert speakers_apart(speakers(0.6, (1, 6))) == [0]
+    assert len(speakers_apart(speakers(0.6, (4, 4, 4)))) == 4
+
+
+def test_one_speaker_in_a_recording() -> None:
+    for count in (1, 2, 3, 10, 40):
+        assert speakers_apart(speakers(0.5, (count,))) == []
+    same = np.tile(speakers(0.5, (1,)), (4, 1))
+    assert speakers_apart(same, 0.99) == []
+    assert speakers_apart(speakers(0.5, (6,)), 0.999) != []  # the threshold of the model counts
+
+
+def test_speech_is_what_is_loud() -> None:
+    """One second of three is 40 dB softer than the others, half of another 20 dB."""
+    rng = np.random.default_rng(0)
+    gains = np.repeat([1.0, 0.01, 1.0, 0.1, 1.0, 1.0], 8000)
+    for rate in (8000, 16000):
+        audio = Audio((0.1 * gains * rng.normal(size=len(gains))).astype(np.float32), rate)
+        assert speech_seconds(audio) == pytest.approx(5 / 6 * audio.seconds)
+    assert speech_seconds(Audio(np.ones(10, dtype=np.float32), 16000)) == 10 / 16000
 
 
 @pytest.mark.parametrize("rate", [8000, 16000, 48000])

@@ -29,7 +29,9 @@ def store(tmp_path: Path) -> Iterator[VoiceStore]:
     with open_store(tmp_path / "voices.db", create=True) as opened:
         for number, name in enumerate(NAMES):
             items = [
-                Enrolment.from_embedding(5 * rng.normal(size=DIM), 2.5, f"{10 * number + n:064x}", f"{name} {n}.wav")
+                Enrolment.from_embedding(
+                    5 * rng.normal(size=DIM), 2.5, f"{10 * number + n:064x}", f"{name} {n}.wav", 1.5
+                )
                 for n in range(number + 1)
             ]
             opened.add(name, items, STAMP)
@@ -79,7 +81,7 @@ def test_what_stands_beside(store: VoiceStore, tmp_path: Path) -> None:
     assert note == {"sha256": STAMP.digest, "dimension": DIM, "normalisation": "length"}
     rows = [json.loads(line) for line in (tmp_path / "out.voices.jsonl").read_text(encoding="utf-8").splitlines()]
     assert [row["key"] for row in rows] == read_embeddings(tmp_path / "out.npy").keys
-    assert {row["name"]: (row["recordings"], row["seconds"]) for row in rows}["日本 語"] == (3, 7.5)
+    assert {row["name"]: (row["recordings"], row["seconds"], row["speech"]) for row in rows}["日本 語"] == (3, 7.5, 4.5)
 
 
 def test_embeddings_of_others(tmp_path: Path) -> None:
@@ -120,6 +122,9 @@ def test_the_model_must_be_the_same(store: VoiceStore, tmp_path: Path) -> None:
         ("out.voices.jsonl", '{"key": "a"}\n', "line 1 tells of no voiceprint"),
         ("out.voices.jsonl", "[" * 100_000, "line 1 tells of no voiceprint"),
         ("out.voices.jsonl", '{"key": "a", "name": "a", "seconds": []}\n', "has bad details of 'a'"),
+        ("out.voices.jsonl", '{"key": "a", "name": "a", "seconds": NaN}\n', "has bad details of 'a'"),
+        ("out.voices.jsonl", '{"key": "a", "name": "a", "speech": -1}\n', "has bad details of 'a'"),
+        ("out.voices.jsonl", '{"key": "a", "name": "a", "magnitude": 1e999}\n', "has bad details of 'a'"),
     ],
 )
 def test_damaged_notes(store: VoiceStore, tmp_path: Path, name: str, content: str, fault: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sqlite3
+import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import closing
@@ -144,10 +145,24 @@ def test_recall_of_the_indexes(store: VoiceStore) -> None:
         assert np.mean(hits) >= least
 
 
+@pytest.mark.slow
+def test_the_benchmark_runs() -> None:
+    """The smallest of its tables: what looks at all voices finds what the comparison of all finds."""
+    pytest.importorskip("faiss")
+    script = Path(__file__).resolve().parents[2] / "benchmarks" / "bench_identify.py"
+    asked = [sys.executable, script, "--voices", "2000", "--dim", "64", "--queries", "20"]
+    ran = subprocess.run(list(map(str, asked)), capture_output=True, text=True, timeout=300, check=True)
+    rows = {line[:18].strip(): line[18:].split() for line in ran.stdout.splitlines()}
+    for name in ("plain product", "exact, the file", "exact, in memory", "flat"):
+        assert float(rows[name][3]) == 100.0
+    for name in ("ivf", "hnsw"):
+        assert float(rows[name][3]) >= 90.0
+
+
 def test_an_index_of_another_database_is_not_used(
     store: VoiceStore, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A database that was deleted and made anew, or put back from a copy, does not know the files that lie beside it."""
+    """A database that was made anew, or put back from a copy, does not know the files that lie beside it."""
     pytest.importorskip("faiss")
     copy = tmp_path / "voices.copy"
     with closing(sqlite3.connect(copy)) as backup, closing(sqlite3.connect(store.location)) as source:
