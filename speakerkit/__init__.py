@@ -4,6 +4,7 @@
 >>> model = sk.load("exp/demo/bundle")  # doctest: +SKIP
 >>> vector = model.embed("a.wav")  # doctest: +SKIP
 >>> model.similarity("a.wav", "b.wav")  # doctest: +SKIP
+>>> sk.diarize("meeting.wav", model).turns  # doctest: +SKIP
 """
 
 from __future__ import annotations
@@ -13,10 +14,11 @@ from typing import TYPE_CHECKING
 from speakerkit.errors import SpeakerKitError
 
 if TYPE_CHECKING:
+    from speakerkit.diarization.pipeline import diarize
     from speakerkit.embedding.embedder import load
 
 __version__ = "0.1.0"
-__all__ = ["SpeakerKitError", "__version__", "load"]
+__all__ = ["SpeakerKitError", "__version__", "diarize", "load"]
 
 
 def __getattr__(name: str) -> object:
@@ -25,4 +27,8 @@ def __getattr__(name: str) -> object:
         from speakerkit.embedding.embedder import load
 
         return load
+    if name == "diarize":
+        from speakerkit.diarization.pipeline import diarize
+
+        return diarize
     raise AttributeError(f"module 'speakerkit' has no attribute {name!r}")

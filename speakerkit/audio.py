@@ -30,7 +30,7 @@ UNKNOWN_FRAMES = 1 << 62  # libsndfile's length of a stream that does not declar
 STREAMED_LENGTHS = {0, 0x7FFF_F000, 0xFFFF_FFFF}
 CONTAINER_SLACK = 0.25  # seconds that a container may declare beyond what decodes: encoders' priming and padding
 NOTHING_FOUND = 7  # libsndfile's code where an mp3 holds no frame; its own words are "File does not exist"
-HEADER_BYTES = 4096  # where a RIFF file's chunks before its samples are looked for
+HEADER_BYTES = 4096  # where a RIFF file's chunks before its samples, and SPHERE's fields, are looked for
 # Formats that PyAV may find in a file, whatever its name: none of them (as playlists do) makes it read another file.
 CONTAINER_FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,aac,asf,flac,ogg,mp3,wav"
 CONTAINER_SUFFIXES = {".m4a", ".mp4", ".aac", ".webm", ".wma", ".mka", ".mkv", ".mov"}
@@ -285,11 +285,27 @@ def _open(source: Any, name: str) -> soundfile.SoundFile:
     try:
         return soundfile.SoundFile(io.BytesIO(source) if isinstance(source, bytes) else source)
     except (soundfile.LibsndfileError, OSError, TypeError, ValueError) as error:
+        if _is_shortened(source):
+            remedy = "convert it: sph2pipe -f wav -p IN.sph OUT.wav"
+            raise AudioError(name, "is NIST SPHERE compressed with shorten, which cannot be decoded", remedy) from None
         raise AudioError(
             name,
             f"cannot be decoded ({_reason(error)})",
             "give wav, flac, ogg, opus or mp3, or convert it with ffmpeg",
         ) from None
+
+
+def _is_shortened(source: Any) -> bool:
+    """Whether it is SPHERE, as the LDC gives telephone speech, whose samples are packed."""
+    if not isinstance(source, (str, os.PathLike, bytes)):
+        return False
+    head = source[:HEADER_BYTES] if isinstance(source, bytes) else _head(source)
+    return head.startswith(b"NIST_1A") and b"shorten" in head.partition(b"end_head")[0]
+
+
+def _head(path: str | os.PathLike[str]) -> bytes:
+    with open(path, "rb") as stream:
+        return stream.read(HEADER_BYTES)
 
 
 def _reason(error: Exception) -> str:
@@ -417,9 +433,7 @@ def _refuse_lying_header(source: Any, sound: soundfile.SoundFile, name: str) -> 
     if isinstance(source, bytes):
         head, size = source[:HEADER_BYTES], len(source)
     else:
-        with open(source, "rb") as stream:
-            head = stream.read(HEADER_BYTES)
-        size = os.path.getsize(source)
+        head, size = _head(source), os.path.getsize(source)
     if head[:4] != b"RIFF":
         return
     position = 12

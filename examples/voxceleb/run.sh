@@ -43,11 +43,9 @@ while [ $# -gt 0 ]; do
     *) echo "run.sh: unknown option $1; see run.sh --help" >&2; exit 2 ;;
   esac
 done
-for number in "$gpus" "$nj" "${stage:-1}" "$stop_stage"; do
-  [[ $number =~ ^[0-9]+$ ]] || { echo "run.sh: $number is not a number; see run.sh --help" >&2; exit 2; }
-done
-[ "${stage:-1}" -ge 1 ] && [ "${stage:-1}" -le "$stop_stage" ] && [ "$stop_stage" -le 10 ] ||
-  { echo "run.sh: stages run from 1 to 10, and --stop-stage is not before --stage" >&2; exit 2; }
+last_stage=10
+source "$root/tools/stages.sh"
+require_stages "$gpus" "$nj"
 command -v speakerkit >/dev/null || { echo "run.sh: speakerkit is not installed; run 'make demo' in $root" >&2; exit 2; }
 
 case $corpus in
@@ -75,31 +73,8 @@ lists=$workdir/data/$corpus
 exp=$workdir/exp/$corpus-${name:-$(basename "$config" .yaml)}
 mkdir -p "$lists" "$exp"
 
-# A finished stage leaves a mark that holds what it depended on; another corpus, folder or configuration voids it, and a
-# stage that runs again voids the marks of those after it.
 data_key="$corpus $data $dev"
 train_key="$data_key $(sha256sum <"$config" | cut -c1-16) ${set_args[*]-}"
-run_stage() { # number, name, mark, key
-  local mark=$3/.stage$1.done
-  if [ "$1" -lt "${stage:-1}" ] || [ "$1" -gt "$stop_stage" ]; then return; fi
-  if [ -z "$stage" ] && [ -f "$mark" ] && [ "$(cat "$mark")" = "$4" ]; then
-    echo "stage $1 ($2): done before, skipped (--stage $1 runs it again)"
-    return
-  fi
-  echo "stage $1 ($2)"
-  local later
-  for later in $(seq "$1" 10); do rm -f "$lists/.stage$later.done" "$exp/.stage$later.done"; done
-  current="$1 ($2)"
-  "stage_$1"
-  printf %s "$4" >"$mark"
-}
-trap 'status=$?; [ $status -eq 0 ] || [ -z "${current-}" ] || echo "run.sh: stage $current failed with status $status; the reason stands above. Mend it and go on with the same command and --stage ${current%% *}" >&2' EXIT
-
-# Exit code 3 says that a part failed and is named in failed.tsv: a few bad files must not end a corpus of a million. Test
-# sets are not tolerated to shrink.
-tolerate() { "$@" || [ $? -eq 3 ]; }
-
-quoted() { printf "'%s'" "${1//\'/\'\'}"; } # a path as YAML text
 
 stage_1() {
   case $corpus in

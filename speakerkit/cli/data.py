@@ -19,7 +19,10 @@ Workers = Annotated[int, typer.Option(min=1, help="Threads that read or write fi
 @app.command()
 def prepare(
     corpus: Annotated[
-        str, typer.Argument(help="voxceleb1, voxceleb2, librispeech, folder (one per speaker), musan, noise or rirs.")
+        str,
+        typer.Argument(
+            help="voxceleb1, voxceleb2, librispeech, callhome, folder (one per speaker), musan, noise, rirs."
+        ),
     ],
     root: Annotated[Path, typer.Argument(help="Folder that the corpus was unpacked to.")],
     out: Annotated[Path, typer.Argument(help="Data directory to write.")],

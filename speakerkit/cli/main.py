@@ -17,6 +17,7 @@ from speakerkit.cli.average import average
 from speakerkit.cli.calibrate import calibrate
 from speakerkit.cli.convert import convert
 from speakerkit.cli.der import der
+from speakerkit.cli.diarize import diarize
 from speakerkit.cli.doctor import doctor
 from speakerkit.cli.embed import embed
 from speakerkit.cli.enroll import enroll
@@ -52,6 +53,7 @@ COMMANDS: tuple[Callable[..., None], ...] = (
     verify,
     identify,
     vad,
+    diarize,
     calibrate,
     metrics,
     convert,

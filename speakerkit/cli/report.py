@@ -6,9 +6,10 @@ import shlex
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from speakerkit.cli.metrics import AreRatios, Replicates, ScoreFiles, Seed, Speakers, read_systems, replicate
 
@@ -18,7 +19,21 @@ if TYPE_CHECKING:
 Page = Annotated[Path, typer.Option("--out", help="Page to write, as .html.")]
 Date = Annotated[str, typer.Option("--date", help="To stand on the page, which has no date of itself.")]
 
-app = typer.Typer(help="One HTML page: of a test set's trials, or of who speaks in a recording.", no_args_is_help=True)
+
+class _Pages(TyperGroup):
+    """``report SCORES...`` is ``report trials SCORES...``."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        if args and args[0] not in (*self.commands, "-h", "--help"):
+            args = ["trials", *args]
+        return super().parse_args(ctx, args)
+
+
+app = typer.Typer(
+    cls=_Pages,
+    help="One HTML page: of a test set's trials (the default), or of who speaks in a recording.",
+    no_args_is_help=True,
+)
 
 
 @app.command()

@@ -21,7 +21,7 @@ FORMATS = ("rttm", "lab", "json")
 Method = Annotated[str, typer.Option("--vad", help="silero, or energy.")]
 Threshold = Annotated[float, typer.Option(help="Probability from which on 32 ms are speech.")]
 NegativeThreshold = Annotated[
-    float | None, typer.Option(help="Probability under which speech ends; 0.15 under --threshold unless given.")
+    float | None, typer.Option(help="Probability under which speech ends; 0.15 less than where it starts unless given.")
 ]
 Pad = Annotated[float, typer.Option(help="Seconds added before and after speech.")]
 MinSilence = Annotated[float, typer.Option(help="Pauses under this, after padding, do not divide; seconds.")]

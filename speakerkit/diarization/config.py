@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 from speakerkit.config import require
 from speakerkit.errors import ConfigError
@@ -25,6 +26,12 @@ class TSVADSettings:
         slots: k, speakers at once.
         average: frames of the encoder that become one; 4 gives 40 ms with most encoders, on a quarter of the cost.
         dropout: in the transformer layers; the paper does not give it.
+        window: seconds around a frame whose embedding stands for it, by the encoder's own pooling, in the space of the
+            speakers' embeddings; 0 takes the encoder's features of the frame, projected. The paper can be read either
+            way. Without this, little training teaches nothing.
+        fusion: "concat" puts the frame's features beside the speaker's embedding, as in the paper; "product" puts them
+            beside their product with it, which shows a match at once.
+        positions: what the positional encoding is multiplied by.
     """
 
     size: int = 384
@@ -36,11 +43,16 @@ class TSVADSettings:
     slots: int = 3
     average: int = 1
     dropout: float = 0.1
+    window: float = 0.0
+    fusion: Literal["concat", "product"] = "concat"
+    positions: float = 1.0
 
     def __post_init__(self) -> None:
         for name in ("size", "heads", "speaker_layers", "joint_layers", "feed_forward", "kernel", "slots", "average"):
             require(getattr(self, name) >= 1, f"model.{name}", getattr(self, name), "it is at least 1")
         require(self.kernel % 2 == 1, "model.kernel", self.kernel, "it is odd")
+        require(0 <= self.window <= 30, "model.window", self.window, "it is from 0 to 30 s")
+        require(self.positions >= 0, "model.positions", self.positions, "it is at least 0")
         require(self.slots <= MOST_SPEAKERS, "model.slots", self.slots, f"it is at most {MOST_SPEAKERS}")
         _require_attention(self.size, self.heads, self.dropout)
 

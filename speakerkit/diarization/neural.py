@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -15,7 +15,7 @@ from speakerkit.config import require
 from speakerkit.diarization.activity import Binarisation, Frames, Probabilities, turns_of
 from speakerkit.diarization.bundle import Diarizer
 from speakerkit.diarization.segments import speaker_name
-from speakerkit.diarization.turns import Diarization, Span, Speaker, Turn, regions
+from speakerkit.diarization.turns import Diarization, Span, Speaker, Turn, regions, without
 from speakerkit.errors import AudioError, BundleError
 
 if TYPE_CHECKING:
@@ -264,7 +264,7 @@ def speaker_voices(
     overlap = diarization.overlap
     for label in diarization.labels:
         own = regions((turn for turn in diarization.turns if turn.speaker == label), at_least=1)
-        for spans in (_without(own, overlap), own):
+        for spans in (without(own, overlap), own):
             try:
                 voices[label] = _embedded(spans, source, embedder, rate, channel)
                 break
@@ -290,24 +290,6 @@ def _embedded(
         for start, end in sorted(chosen)
     ]
     return embedder.embed(np.concatenate(parts), rate=wanted)
-
-
-def _without(spans: Iterable[Span], holes: Sequence[Span]) -> tuple[Span, ...]:
-    """Sorted, disjoint spans where they are not in holes, which are sorted and disjoint too."""
-    left: list[Span] = []
-    first = 0
-    for start, end in spans:
-        while first < len(holes) and holes[first][1] <= start:
-            first += 1
-        number = first
-        while number < len(holes) and holes[number][0] < end:
-            if holes[number][0] > start:
-                left.append((start, holes[number][0]))
-            start = holes[number][1]
-            number += 1
-        if start < end:
-            left.append((start, end))
-    return tuple(left)
 
 
 def eend_probabilities(

@@ -1,8 +1,9 @@
-"""From labelled windows to turns: whose speech it is between the windows' centres."""
+"""From labelled windows to turns: whose speech it is between the windows' centres; and turns of one at a time."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import numpy as np
@@ -77,3 +78,54 @@ def _nearest_span(spans: npt.NDArray[np.float64], times: npt.NDArray[np.float64]
     following = np.minimum(after, len(spans) - 1)
     nearer = spans[following, 0] - times < times - spans[before, 1]
     return np.where(nearer, following, before)
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """A stretch in which the same turns are open, and the one of them that has it."""
+
+    start: float
+    end: float
+    turns: tuple[Turn, ...]
+    owner: Turn
+
+
+def exclusive_turns(turns: Iterable[Turn]) -> tuple[Turn, ...]:
+    """Turns of which no two overlap, in the same speech: where several are open, the surest one goes on.
+
+    Of equally sure ones it is that which began first. Nobody vanishes: who would, has half of the longest stretch in
+    which they speak.
+    """
+    pieces = list(_pieces(sorted(turn for turn in turns if turn.seconds > 0)))
+    speakers = dict.fromkeys(turn.speaker for piece in pieces for turn in piece.turns)
+    for speaker in speakers:
+        if any(piece.owner.speaker == speaker for piece in pieces):
+            continue
+        theirs = [(piece.end - piece.start, -n) for n, piece in enumerate(pieces) if speaker in _speakers(piece)]
+        number = -max(theirs)[1]
+        whole = pieces[number]
+        middle = (whole.start + whole.end) / 2
+        own = next(turn for turn in whole.turns if turn.speaker == speaker)
+        pieces[number : number + 1] = [replace(whole, end=middle), replace(whole, start=middle, owner=own)]
+    return merge_turns(replace(piece.owner, start=piece.start, end=piece.end) for piece in pieces)
+
+
+def _speakers(piece: _Piece) -> set[str]:
+    return {turn.speaker for turn in piece.turns}
+
+
+def _pieces(turns: Sequence[Turn]) -> Iterator[_Piece]:
+    """Stretches between all starts and ends of sorted turns, where there is one."""
+    edges = sorted({time for turn in turns for time in (turn.start, turn.end)})
+    waiting = list(reversed(turns))
+    opened: list[Turn] = []
+    for start, end in pairwise(edges):
+        opened = [turn for turn in opened if turn.end > start]
+        while waiting and waiting[-1].start <= start:
+            opened.append(waiting.pop())
+        if opened:
+            yield _Piece(start, end, tuple(opened), max(opened, key=_preference))
+
+
+def _preference(turn: Turn) -> tuple[float, float]:
+    return turn.confidence or 0.0, -turn.start

@@ -271,6 +271,7 @@ class TSVADTask(DiarizationTask):
 
     def _network(self) -> TSVAD:
         network = TSVAD(open_backbone(self.bundle), self.frontend, self.bundle.config.embedding_size, self.config.model)
+        network.centre.copy_(torch.from_numpy(np.concatenate(list(self.voices.values())).mean(axis=0)))
         self._initialised(network, self.config.init, "tsvad")
         return network
 

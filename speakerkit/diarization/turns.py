@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from speakerkit.errors import DataError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 Span = tuple[float, float]
 
@@ -142,6 +145,12 @@ class Diarization:
         """WebVTT subtitles that say who speaks."""
         return self._written("vtt", path)
 
+    def plot(self, path: str | Path | None = None) -> Figure:
+        """A timeline, a row a speaker; written as ``.png`` or ``.svg`` where a path is given. See ``plots``."""
+        from speakerkit.diarization.plots import plot_turns
+
+        return plot_turns(self, path)
+
     def _written(self, name: str, path: str | Path | None) -> str:
         from speakerkit.diarization import formats
 
@@ -185,3 +194,21 @@ def regions(turns: Iterable[Turn], at_least: int) -> tuple[Span, ...]:
     inside = np.concatenate([[False], np.cumsum(changes) >= at_least])  # ahead of each time, and after the last
     edges = np.diff(inside.astype(np.int8))
     return tuple(zip(times[edges > 0].tolist(), times[edges < 0].tolist(), strict=True))
+
+
+def without(spans: Iterable[Span], holes: Sequence[Span]) -> tuple[Span, ...]:
+    """Sorted, disjoint spans where they are not in holes, which are sorted and disjoint too."""
+    left: list[Span] = []
+    first = 0
+    for start, end in spans:
+        while first < len(holes) and holes[first][1] <= start:
+            first += 1
+        number = first
+        while number < len(holes) and holes[number][0] < end:
+            if holes[number][0] > start:
+                left.append((start, holes[number][0]))
+            start = holes[number][1]
+            number += 1
+        if start < end:
+            left.append((start, end))
+    return tuple(left)

@@ -363,6 +363,7 @@ def read_speech(path: str | Path, recording: str, duration: float, channel: Chan
     """Speech as a file of turns says, whoever speaks: RTTM, TextGrid, LAB or any other that can be read.
 
     Args:
+        path: the file.
         recording: id of the recording, which has to be in the file.
         duration: of the recording; what goes beyond is cut off.
         channel: turns of the mix are those of all channels; turns given for one channel only hold for every one.
@@ -372,10 +373,17 @@ def read_speech(path: str | Path, recording: str, duration: float, channel: Chan
     """
     from speakerkit.diarization.formats import read_turns
 
-    found = read_turns(path)
-    listed = [each for each in found.values() if each.recording == recording]
+    return speech_of(read_turns(path).values(), path, recording, duration, channel)
+
+
+def speech_of(
+    found: Iterable[Diarization], path: str | Path, recording: str, duration: float, channel: Channel = "mix"
+) -> Speech:
+    """The same of what has been read of ``path`` before, which may hold many recordings."""
+    turns = list(found)
+    listed = [each for each in turns if each.recording == recording]
     if not listed:
-        known = ", ".join(sorted({each.recording for each in found.values()})[:3]) or "none"
+        known = ", ".join(sorted({each.recording for each in turns})[:3]) or "none"
         raise DataError(path, f"has no turns of recording {recording!r}", f"those it has begin with: {known}")
     if channel != "mix" and len(listed) > 1:
         listed = [each for each in listed if each.channel == channel + 1]

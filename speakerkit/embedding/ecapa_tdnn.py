@@ -123,12 +123,18 @@ class ECAPA_TDNN(Backbone):
         self.bn2 = nn.BatchNorm1d(embed_dim) if emb_bn else nn.Identity()
 
     def forward(self, feats: Tensor) -> Tensor:
-        pooled = self.bn(self.pool(self._frames(feats)))
-        return self.bn2(self.linear(pooled))  # (batch, embed_dim)
+        return self._embedding(self._frames(feats))
 
     def frame_features(self, feats: Tensor) -> Tensor:
         """(B, T, feat_dim) to (B, T, joined)."""
         return self._frames(feats).transpose(1, 2)
+
+    def embed_frames(self, frames: Tensor) -> Tensor:
+        """(B, T, joined) to (B, embed_dim)."""
+        return self._embedding(frames.transpose(1, 2))
+
+    def _embedding(self, frames: Tensor) -> Tensor:
+        return self.bn2(self.linear(self.bn(self.pool(frames))))  # (batch, embed_dim)
 
     def _frames(self, feats: Tensor) -> Tensor:
         out1 = self.layer1(feats.transpose(1, 2))  # (batch, channels, frames)

@@ -111,12 +111,12 @@ def embed_to_file(
             writer.add(item.key, item.vector)
     _sign(note, writer)
     failures_path = writer.path.with_name("failed.tsv")
-    _write_failures(failures_path, entries, failures)
+    write_failures(failures_path, entries, failures)
     first = next((failures[key] for key, _ in missing if key in failures), "")
     return ExtractionSummary(writer.path, len(missing) - len(failures), kept, len(failures), failures_path, first)
 
 
-def _write_failures(path: Path, tried: Iterable[str], failures: Mapping[str, str]) -> None:
+def write_failures(path: Path, tried: Iterable[str], failures: Mapping[str, str]) -> None:
     """Name this run's failures; rows of keys that it did not try stay, since outputs may share a folder."""
     tried = set(tried)
     earlier = read_lines(path) if path.exists() else []

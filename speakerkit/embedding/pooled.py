@@ -33,7 +33,10 @@ class PooledBackbone(Backbone):
             self.seg_2 = nn.Linear(self.embed_dim, self.embed_dim)
 
     def forward(self, feats: Tensor) -> Tensor:
-        embedding = self.seg_1(self.pool(self.maps(feats)))  # (batch, embed_dim)
+        return self._embedding(self.maps(feats))
+
+    def _embedding(self, maps: Tensor) -> Tensor:
+        embedding = self.seg_1(self.pool(maps))  # (batch, embed_dim)
         if self.two_emb_layer:
             embedding = self.seg_2(self.seg_bn_1(torch.relu(embedding)))
         return embedding
@@ -41,3 +44,7 @@ class PooledBackbone(Backbone):
     def frame_features(self, feats: Tensor) -> Tensor:
         """(B, T, feat_dim) to (B, T', rows of a frame), row ``c * F + f`` being frequency f of channel c."""
         return self.maps(feats).flatten(1, -2).transpose(1, 2)
+
+    def embed_frames(self, frames: Tensor) -> Tensor:
+        """(B, T', rows of a frame) to (B, embed_dim)."""
+        return self._embedding(frames.transpose(1, 2))

@@ -51,6 +51,10 @@ class Backbone(nn.Module):
         """What the pooling sees, (B, T, feat_dim) to (B, T', D'), for models that want speaker features per frame."""
         raise NotImplementedError
 
+    def embed_frames(self, frames: Tensor) -> Tensor:
+        """The rest of ``forward``: a stretch of what :meth:`frame_features` gives, (B, T', D') to (B, embed_dim)."""
+        raise NotImplementedError
+
     def deployed(self) -> Backbone:
         """The module to run at inference, equal to this one in eval mode; ``self`` unless there is a cheaper form."""
         return self

@@ -50,6 +50,13 @@ def test_a_page(scores: Path, tmp_path: Path) -> None:
     assert page.of("audio")[0]["src"] == scores.as_uri()
 
 
+def test_trials_may_be_left_out(scores: Path, tmp_path: Path) -> None:
+    for options in ([scores, "--out", tmp_path / "r.html"], ["--out", tmp_path / "r.html", scores]):
+        assert speakerkit("report", *options).code == 0
+        assert Page((tmp_path / "r.html").read_text()).row("cosine", 5)
+    assert "trials" in speakerkit("report", "--help").out
+
+
 def test_a_page_under_any_name_has_the_same_bytes(scores: Path, tmp_path: Path) -> None:
     for name in ("a.html", "b.html"):
         ran = speakerkit("report", "trials", scores, f"--out={tmp_path / name}", "--title-label", "caf\udce9")

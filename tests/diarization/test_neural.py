@@ -19,7 +19,6 @@ from speakerkit.diarization.bundle import Diarizer, DiarizerConfig
 from speakerkit.diarization.eend import EEND
 from speakerkit.diarization.neural import (
     _same_speakers,
-    _without,
     diarize_end_to_end,
     eend_probabilities,
     refine,
@@ -27,7 +26,7 @@ from speakerkit.diarization.neural import (
     tsvad_probabilities,
 )
 from speakerkit.diarization.tsvad import TSVAD
-from speakerkit.diarization.turns import Diarization, Turn
+from speakerkit.diarization.turns import Diarization, Turn, without
 from speakerkit.embedding.embedder import Embedder
 from speakerkit.errors import BundleError, ConfigError
 from speakerkit.features import FrontEnd
@@ -173,7 +172,7 @@ def test_spans_without_holes_by_counting(first: list[int], second: list[int]) ->
     def cells(listed: list[tuple[float, float]]) -> set[int]:
         return {cell for start, end in listed for cell in range(int(start), int(end))}
 
-    left = _without(spans(first), spans(second))
+    left = without(spans(first), spans(second))
     assert cells(list(left)) == cells(spans(first)) - cells(spans(second))
     assert all(start < end for start, end in left)
     assert list(left) == sorted(left)

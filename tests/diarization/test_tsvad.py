@@ -60,6 +60,33 @@ def test_an_empty_slot_is_zeros_and_loudness_of_an_embedding_means_nothing() -> 
     assert torch.allclose(other[1], plain[1], atol=1e-6)
 
 
+@pytest.mark.parametrize(
+    "encoder", [ENCODER, NamedConfig("ResNet18", {"m_channels": 4, "embed_dim": 16, "two_emb_layer": True})]
+)
+def test_a_frame_is_the_embedding_of_its_window(encoder: NamedConfig) -> None:
+    settings = TSVADSettings(size=32, feed_forward=16, average=2, window=0.4, fusion="product")
+    model, sound = small(settings, encoder), 0.1 * torch.randn(2, 32000)
+    with torch.no_grad():
+        features = model.encoder.frame_features(model.fbank(sound))
+        whole = model.encoder(model.fbank(sound))
+        local = model._local_embeddings(features)
+        assert torch.allclose(model.encoder.embed_frames(features), whole, atol=1e-5)
+        for frame in (local.shape[1] // 2, local.shape[1] // 3):
+            start = 2 * frame - (model.window - 2) // 2
+            expected = model.encoder.embed_frames(features[:, start : start + model.window])
+            assert torch.allclose(local[:, frame], expected, atol=1e-5)
+        assert model(sound, torch.randn(2, 3, 16)).shape == (2, features.shape[1] // 2, 3)
+    assert model.window == pytest.approx(0.4 / (model.frames.period / 2))
+
+
+def test_the_centre_is_taken_from_embeddings() -> None:
+    model, sound, voices = small(), 0.1 * torch.randn(2, 16000), torch.randn(2, 3, 16)
+    with torch.no_grad():
+        plain = model(sound, voices)
+        model.centre.fill_(0.5)
+        assert torch.allclose(model(sound, voices + 0.5), plain, atol=1e-5)
+
+
 def test_batches_do_not_mix() -> None:
     model, sound, voices = small(), 0.1 * torch.randn(3, 12000), torch.randn(3, 3, 16)
     with torch.no_grad():
@@ -91,13 +118,14 @@ def test_frames_lie_where_the_sound_is(encoder: NamedConfig, average: int, perio
     assert count == len(difference)
 
 
-def test_what_frames_do_not_need_is_not_trained() -> None:
-    model = small()
+@pytest.mark.parametrize("window", [0.0, 0.4])
+def test_what_is_not_needed_is_not_trained(window: float) -> None:
+    model = small(TSVADSettings(size=32, feed_forward=16, window=window, dropout=0.0))
     model.train()
     model(0.1 * torch.randn(2, 16000), torch.randn(2, 3, 16)).sum().backward()
     for name, parameter in model.named_parameters():
         assert (parameter.grad is not None) == parameter.requires_grad, name
-    assert not any(parameter.requires_grad for parameter in model.encoder.linear.parameters())
+    assert all(parameter.requires_grad == (window > 0) for parameter in model.encoder.linear.parameters())
     assert all(parameter.requires_grad for parameter in model.encoder.conv.parameters())
 
 

@@ -4,10 +4,21 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from speakerkit.data.prepare import folder, librispeech, musan, rirs, voxceleb
+from speakerkit.data.prepare import callhome, folder, librispeech, musan, rirs, voxceleb
 from speakerkit.data.prepare.corpus import CORPORA, Preparation, Prepared
 
-__all__ = ["CORPORA", "Preparation", "Prepared", "folder", "librispeech", "musan", "prepare_corpus", "rirs", "voxceleb"]
+__all__ = [
+    "CORPORA",
+    "Preparation",
+    "Prepared",
+    "callhome",
+    "folder",
+    "librispeech",
+    "musan",
+    "prepare_corpus",
+    "rirs",
+    "voxceleb",
+]
 
 
 def prepare_corpus(

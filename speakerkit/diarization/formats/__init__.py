@@ -66,13 +66,15 @@ FORMATS = {
 
 
 def format_of(path: str | Path, name: str | None = None) -> Format:
-    """The format called ``name``, or else that of the file's suffix.
+    """The format called ``name``, or else that of the file's suffix; a file called ``rttm`` is one, as in Kaldi.
 
     Raises:
         DataError: neither says one.
     """
     suffix = Path(path).suffix.lower()
     by_suffix = {each.suffix.lower(): each for each in FORMATS.values()}
+    if name is None and Path(path).name == "rttm":
+        return FORMATS["rttm"]
     if name is None and suffix in by_suffix:
         return by_suffix[suffix]
     if name in FORMATS:
