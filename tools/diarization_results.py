@@ -1,4 +1,8 @@
-"""The results table of a diarization recipe: error rates of every system beside those of trivial answers."""
+"""The results table of a diarization recipe: error rates of every system beside those of trivial answers.
+
+Writes ``results.txt``, ``results.json`` and ``worst``: of the first set's best system the recording with the highest
+error rate, its audio, and the system.
+"""
 
 from __future__ import annotations
 
@@ -12,9 +16,9 @@ from speakerkit.data.lists import read_scp
 from speakerkit.errors import AudioError
 from speakerkit.files import write_json, write_lines
 from speakerkit.tables import text_table
-from speakerkit.training.log import git_revision
 
-HEAD = ["speech", "system", "DER %", "missed", "false alarm", "confusion", "JER %"]
+HEAD = ["speech", "system", "DER %", "missed", "false alarm", "confusion", "JER %", "overlapped"]
+TRIVIAL = ("silence", "one_speaker")
 
 
 def main() -> None:
@@ -23,6 +27,7 @@ def main() -> None:
     parser.add_argument("exp_dir", type=Path)
     parser.add_argument("--label", required=True, help="of the corpus")
     parser.add_argument("--command", required=True, help="that ran the recipe")
+    parser.add_argument("--revision", required=True, help="of the code")
     parser.add_argument("--set", nargs=2, action="append", required=True, metavar=("NAME", "SCP"), help="in this order")
     options = parser.parse_args()
     lines, results = [f"results on {options.label}"], {}
@@ -37,9 +42,12 @@ def main() -> None:
                 "rows with speech from the reference or from nowhere say nothing of the systems."
             )
         lines += ["", _table(scores)]
-    lines += ["", f"revision {git_revision()}, command: {options.command}"]
+    lines += ["", f"revision {options.revision}, command: {options.command}"]
     write_lines(options.exp_dir / "results.txt", lines)
-    write_json(options.exp_dir / "results.json", {"corpus": options.label, "command": options.command, "sets": results})
+    facts = {"corpus": options.label, "command": options.command, "revision": options.revision}
+    write_json(options.exp_dir / "results.json", {**facts, "sets": results})
+    name, scp = options.set[0]
+    write_lines(options.exp_dir / "worst", _worst(results[name]["systems"], read_scp(scp)))
 
 
 def _scores(folder: Path) -> dict[str, Any]:
@@ -58,6 +66,14 @@ def _silent(scp: Path) -> tuple[int, int]:
     return silent, len(paths)
 
 
+def _worst(scores: dict[str, Any], paths: dict[str, str]) -> list[str]:
+    """Recording, audio and system."""
+    rates = {name: score["errors"]["der"] for name, score in scores.items() if name.partition("-")[2] not in TRIVIAL}
+    best = min(rates, key=lambda name: (rates[name], name))
+    worst = max(scores[best]["recordings"], key=lambda each: each["errors"]["der"] or 0.0)["recording"]
+    return [worst, paths[worst], best]
+
+
 def _convention(scores: dict[str, Any]) -> str:
     return str(next(iter(scores.values()))["convention"]["text"])
 
@@ -69,9 +85,10 @@ def _table(scores: dict[str, Any]) -> str:
     for name, score in scores.items():
         speech, _, system = name.partition("-")
         errors = score["errors"]
-        rates = [errors["der"], *(errors[part] / errors["speech"] for part in ("missed", "false_alarm", "confusion"))]
+        parts = [errors[part] / errors["speech"] for part in ("missed", "false_alarm", "confusion")]
         each = [score["by_speakers"][str(count)]["errors"]["der"] for count in counts]
-        rows.append((speech, errors["der"], [speech, system.replace("_", " "), *map(_percent, [*rates, score["jer"], *each])]))
+        rates = [errors["der"], *parts, score["jer"], score["overlap"]["der"], *each]
+        rows.append((speech, errors["der"], [speech, system.replace("_", " "), *map(_percent, rates)]))
     head = [*HEAD, *(f"{count} speaker{'s' * (count != 1)}" for count in counts)]
     return text_table([head, *(row for _, _, row in sorted(rows))])
 

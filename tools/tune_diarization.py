@@ -1,6 +1,6 @@
-"""The options of each clustering method that diarize a set of recordings best, of a small grid, where speech is known.
+"""The options of each clustering method that diarize some recordings best, of a small grid, where speech is known.
 
-Writes ``OUT/METHOD`` with one word of the options of ``speakerkit diarize`` a line, and ``OUT/best``, a copy of the best.
+Writes ``OUT/METHOD``, a word of the options of ``speakerkit diarize`` a line, and ``OUT/best``, a copy of the best.
 """
 
 from __future__ import annotations
@@ -69,14 +69,15 @@ def tune(options: argparse.Namespace) -> None:
     """Try every point of the grids on the same embeddings."""
     turns = read_turns(options.reference)
     embedder = load(options.model, "cpu", options.threads)
-    heard = {
-        key: hear(embedder, key, path, turns, options.reference) for key, path in read_scp(options.scp).items()
-    }
+    heard = {key: hear(embedder, key, path, turns, options.reference) for key, path in read_scp(options.scp).items()}
     reference = {key: turns[key] for key in heard}
     backend = None if options.plda is None else read_backend(options.plda)
     rows, best = [["method", "DER %", "options"]], {}
     for method in options.methods:
-        rates = {point: error_rate(settings_for(method, **dict(point)), heard, reference, backend) for point in points(method)}
+        rates = {
+            point: error_rate(settings_for(method, **dict(point)), heard, reference, backend)
+            for point in points(method)
+        }
         point = min(rates, key=lambda each: rates[each])
         words = ["--cluster", method, *itertools.chain(*((f"--{flag(name)}", f"{value:g}") for name, value in point))]
         if METHODS[method].settings.method == "vbx":

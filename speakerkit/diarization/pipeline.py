@@ -41,6 +41,7 @@ logger = logging.getLogger("speakerkit.diarization")
 # Whose an embedding (D,) of length 1 is: an enrolled voice's name and the cosine with it, or nobody's.
 Namer = Callable[[Vector], "tuple[str, float] | None"]
 
+SHORTEST = 0.01  # seconds; where all speech is shorter, there is no voice to tell
 MODEL_VARIABLE = "SPEAKERKIT_MODEL"
 
 
@@ -52,7 +53,7 @@ class DiarizationSettings:
         vad: how speech is found, where it is not given.
         windows: lengths that are embedded; of several, the shortest say where speakers change, all who speaks.
         hop: from window to window; ``None`` is half of the shortest length.
-        min_window: shorter speech has the speaker of the nearest window.
+        min_window: shorter speech has the speaker of the nearest window, where there is one.
         clustering: the method, with its own settings, the numbers of speakers, and the seed.
         exclusive: nobody speaks at the same time as others.
         refinements: times that a TS-VAD goes over the turns, where there is one.
@@ -216,7 +217,7 @@ class Diarizer:
         chosen = self.settings
         scales = multi_scale(spans, chosen.windows, chosen.hop, chosen.min_window)
         if not len(scales[0]):
-            scales = multi_scale(spans, chosen.windows, chosen.hop, 0.0)  # all speech is short, and the best there is
+            scales = multi_scale(spans, chosen.windows, chosen.hop, SHORTEST)  # all speech is short
         found = [embed_windows(self.embedder, source, each, batch_size=chosen.batch_size, **heard) for each in scales]
         kept = functools.reduce(np.intersect1d, [each.kept for each in found])
         vectors = [each.vectors[np.searchsorted(each.kept, kept)] for each in found]

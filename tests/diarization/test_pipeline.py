@@ -45,7 +45,7 @@ def settings_of(method: str = "ahc", **options: object) -> DiarizationSettings:
 @pytest.mark.parametrize("method", [*METHODS])
 def test_every_method_finds_who_speaks(ear: Embedder, method: str) -> None:
     samples, true = conversation(3, 14)
-    diarizer = Diarizer(ear, settings_of(method), backend=plda_backend(16))
+    diarizer = Diarizer(ear, settings_of(method), backend=plda_backend(16, within=0.01))
     found = diarizer.diarize(samples, "talk", rate=RATE)
     assert found.labels == ("A", "B", "C")
     assert agreement(found, true) > 0.97
@@ -149,19 +149,12 @@ def test_no_speech_is_no_turns_and_a_warning(
 
 
 @pytest.mark.parametrize("rate", [8000, 16000, 44100])
-@pytest.mark.parametrize("count", [1, 2, 50, 400, 4800, 16000])
+@pytest.mark.parametrize("count", [1, 2, 50, 400, 4800, 8000])
 def test_given_speech_of_any_length(onnx_bundle: Path, count: int, rate: int) -> None:
     samples = speech_like(1.0, rate)[:count]
     diarizer = Diarizer(load(onnx_bundle, "cpu"), DiarizationSettings())
-    try:
-        found = diarizer.diarize(samples, rate=rate, speech=[(0.0, 5.0)])
-    except AudioError as error:
-        assert count <= 50  # nothing is left after resampling
-        assert "too few to resample" in str(error)
-        return
-    spoken = regions(found.turns, at_least=1)
-    assert spoken in ((), ((0.0, count / rate),))
-    assert count < 50 or spoken
+    found = diarizer.diarize(samples, rate=rate, speech=[(0.0, 5.0)])
+    assert found.speech == (((0.0, count / rate),) if count >= 0.01 * rate else ())
     assert all(np.isfinite(speaker.embedding).all() for speaker in found.speakers.values())
 
 
@@ -185,7 +178,7 @@ def test_channels_are_recordings_of_their_own(ear: Embedder, tmp_path: Path) -> 
     assert first.channel == 1
     assert second.channel == 2
     assert first.speech != second.speech
-    assert second.speech[-1][1] == pytest.approx(4.0, abs=0.1)
+    assert second.speech[-1][1] == pytest.approx(4.0, abs=0.3)
     assert agreement(first, true) > 0.97
     assert {line.split()[2] for line in second.to_rttm().splitlines()} == {"2"}
     assert diarizer.diarize(tmp_path / "call.wav").channel == 1
@@ -315,8 +308,8 @@ def test_refined_by_tsvad(ear: Embedder, monkeypatch: pytest.MonkeyPatch) -> Non
     found = diarizer.diarize(samples, rate=RATE, speech=true.speech)
     assert seen["model"] == "net"
     assert seen["iterations"] == 2
-    assert seen["speech"] == pytest.approx(true.speech)
-    assert found.overlap == pytest.approx([(0.5, 1.5)])
+    np.testing.assert_allclose(seen["speech"], true.speech)
+    np.testing.assert_allclose(found.overlap, [(0.5, 1.5)])
     alone = replace(settings_of(), exclusive=True)
     found = Diarizer(ear, alone, refiner="net").diarize(samples, rate=RATE, speech=true.speech)  # type: ignore[arg-type]
     assert found.overlap == ()
