@@ -63,6 +63,8 @@ def test_core_works(write_wav: Callable[..., Path], onnx_bundle: Path, tmp_path:
             ["verify", "-m", model, "--db", f"{folder}/v.db", "ana", other],
             ["identify", "-m", model, "--db", f"{folder}/v.db", other],
             ["vad", one, "--format", "json"],
+            ["diarize", "-m", model, one, "--json"],
+            ["diarize", "-m", model, one, "--vad", "energy", "--speakers", f"{folder}/v.db", "--name-threshold", "0"],
             ["voices", "list", "--db", f"{folder}/v.db"],
             ["voices", "export", "--db", f"{folder}/v.db", f"{folder}/v.npy"],
             ["voices", "import", "--db", f"{folder}/w.db", f"{folder}/v.npy"],

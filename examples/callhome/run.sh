@@ -122,13 +122,23 @@ prepare_ami() {
   cat "$data"/ami-mini/*.rttm >"$lists/ami/rttm"
 }
 
+speech_of() { # detector, wav.scp, file of turns to write
+  local files
+  mapfile -t files < <(cut -d' ' -f2- "$2")
+  speakerkit vad "${files[@]}" --vad "$1" --format "${3##*.}" --out "$3"
+}
+
 # Of the voices that no model has heard. What is trained on is mixed in training, without end.
 stage_2() {
   if [ "$corpus" = callhome ]; then
     echo "recordings are there to score on; conversations to train on are mixed in stage 6"
     return
   fi
-  speakerkit data conversations "$sources/test" "$lists/simulated" --count "$conversations" --rate "$rate" --workers "$nj"
+  # Noise in the pauses of noisy voices must not count as speech; and not silero says what is, as silero is scored.
+  speech_of energy "$sources/test/wav.scp" "$lists/test_speech.rttm"
+  awk '{ printf "%s-%d %s %.3f %.3f\n", $2, NR, $2, $4, $4 + $5 }' "$lists/test_speech.rttm" >"$lists/test_segments"
+  speakerkit data conversations "$sources/test" "$lists/simulated" --count "$conversations" --rate "$rate" \
+    --segments "$lists/test_segments" --workers "$nj"
   local part
   for part in 1 2; do
     mkdir -p "$lists/simulated/part$part"
@@ -200,9 +210,8 @@ stage_5() {
 # Where somebody speaks: as the reference says, and as silero hears. Trivial answers are one speaker in all of it, one from
 # the beginning to the end of the recording, and nobody.
 find_speech() { # set
-  local folder=$exp/turns/$1 files
-  mapfile -t files < <(cut -d' ' -f2- "$lists/$1/wav.scp")
-  speakerkit vad "${files[@]}" --format json --out "$folder/silero.json"
+  local folder=$exp/turns/$1
+  speech_of silero "$lists/$1/wav.scp" "$folder/silero.json"
   speakerkit convert "$folder/silero.json" "$folder/silero-one_speaker.rttm"
   speakerkit convert "$folder/silero.json" "$folder/whole.uem"
   awk '{ $8 = "one"; print }' "$folder/reference.rttm" >"$folder/oracle-one_speaker.rttm"
@@ -231,8 +240,9 @@ diarize() { # set, speech, name of the system, whose options, further options
 
 stage_6() {
   local set vad
-  train_network tsvad "$sources/cohort" --set "embedder=$(quoted "$model")"
-  train_network eend "$sources/cohort" --set "frontend.sample_rate=$rate"
+  local valid=(--set "data.valid=$(quoted "$sources/calibration")")
+  train_network tsvad "$sources/cohort" --set "embedder=$(quoted "$model")" "${valid[@]}"
+  train_network eend "$sources/cohort" --set "frontend.sample_rate=$rate" "${valid[@]}"
   for set in "${sets[@]}"; do
     [ "$set" != part2 ] || continue
     for vad in oracle silero; do
@@ -255,10 +265,10 @@ train_network() { # name, Kaldi directory to train on, further options
 # To part 1, as published: what is adapted can be scored on part 2 only.
 adapt() {
   local vad part1=$lists/callhome/part1
+  local short=(--set optim.lr=1e-5 --set schedule.warmup_steps=0 --set trainer.steps=2000)
   train_network tsvad_adapted "$part1" --set "embedder=$(quoted "$model")" --set "init=$(quoted "$exp/tsvad/bundle")" \
-    --set optim.lr=1e-5
-  train_network eend_adapted "$part1" --set "frontend.sample_rate=$rate" --set "init=$(quoted "$exp/eend/bundle")" \
-    --set optim.lr=1e-5
+    --set frozen_steps=0 "${short[@]}"
+  train_network eend_adapted "$part1" --set "frontend.sample_rate=$rate" --set "init=$(quoted "$exp/eend/bundle")" "${short[@]}"
   cp "$exp/turns/callhome/silero.json" "$exp/turns/part2/"
   for vad in oracle silero; do
     diarize part2 "$vad" best+tsvad_adapted best --refine "$exp/tsvad_adapted/bundle"

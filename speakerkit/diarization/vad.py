@@ -202,8 +202,12 @@ class Silero:
             self._binding.bind_output(name, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)
         self._found: list[Probabilities] = []
 
-    def push(self, frames: Samples) -> Probabilities:
-        """Probabilities (n,) of the next frames (n, samples)."""
+    def push(self, frames: Samples) -> None:
+        """Take the next frames (n, samples)."""
+        self._found.append(self.probabilities(frames))
+
+    def probabilities(self, frames: Samples) -> Probabilities:
+        """Those (n,) of the next frames (n, samples), for who keeps them himself."""
         context = self._size // CONTEXT
         found = np.empty(len(frames), dtype=np.float32)
         for number, frame in enumerate(np.clip(frames, -1.0, 1.0)):
@@ -212,11 +216,10 @@ class Silero:
             found[number] = self._output[0, 0]
             self._state[:] = self._next_state
             self._input[0, :context] = frame[-context:]
-        self._found.append(found)
         return found
 
     def finish(self, silent: Mask) -> Probabilities:
-        """Probabilities of all frames so far."""
+        """Probabilities of all frames that were pushed."""
         return np.where(silent, np.float32(0), np.concatenate([*self._found, np.empty(0, dtype=np.float32)]))
 
 

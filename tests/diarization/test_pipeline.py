@@ -22,7 +22,7 @@ from speakerkit.diarization import neural
 from speakerkit.diarization.clustering import METHODS, settings_for
 from speakerkit.diarization.pipeline import DiarizationSettings, Diarizer, named
 from speakerkit.diarization.segments import exclusive_turns
-from speakerkit.diarization.turns import Diarization, Speaker, Turn, regions
+from speakerkit.diarization.turns import Diarization, Speaker, Turn
 from speakerkit.diarization.vad import VadSettings
 from speakerkit.embedding.embedder import Embedder, load
 from speakerkit.errors import AudioError, ConfigError, DataError, MissingExtraError

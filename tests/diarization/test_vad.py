@@ -155,7 +155,9 @@ def test_silero_equals_its_own_package(utterance: np.ndarray, rate: int) -> None
     oracle = lite.SileroVAD(rate)
     expected = [oracle.process(memoryview(frame.copy().data)) for frame in frames]
     ours = Silero(rate)
-    parts = [ours.push(part) for part in np.split(frames, [1, 2, 50])]  # state and context go on from push to push
+    parts = [
+        ours.probabilities(part) for part in np.split(frames, [1, 2, 50])
+    ]  # state and context go on from push to push
     np.testing.assert_allclose(np.concatenate(parts), expected, atol=1e-5)
     assert max(expected) > 0.9
     assert min(expected) < 0.1
