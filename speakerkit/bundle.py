@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 FORMAT = "speakerkit-bundle-1"
 CONFIG, WEIGHTS, GRAPH, CALIBRATION = "config.yaml", "model.safetensors", "model.onnx", "calibration.json"
+GRAPH_ONLY = "onnx"  # model.name where there is a graph and no weights
 
 
 @dataclass(frozen=True)
