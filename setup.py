@@ -17,6 +17,8 @@ TRAIN = [
 ]
 EVAL = ["torchmetrics>=1.4", "pystoi>=0.4", "pesq>=0.0.4", "pyloudnorm>=0.1.1"]
 FORMATS = ["av>=12"]
+SEARCH = ["faiss-cpu>=1.8"]
+POSTGRES = ["psycopg[binary]>=3.1"]
 DEV = [
     "pytest>=8",
     "pytest-timeout>=2.3",
@@ -27,6 +29,8 @@ DEV = [
     "types-tqdm",
     "kaldi-native-fbank>=1.20",
     "spy-der>=0.4.1",
+    *SEARCH,
+    *POSTGRES,
 ]
 
 setup(
@@ -53,6 +57,13 @@ setup(
         "safetensors>=0.4.3",
         "kaldiio>=2.18",  # ark/scp without torch: `embed` writes them and `score` reads them
     ],
-    extras_require={"train": TRAIN, "eval": EVAL, "formats": FORMATS, "dev": DEV},
+    extras_require={
+        "train": TRAIN,
+        "eval": EVAL,
+        "formats": FORMATS,
+        "search": SEARCH,
+        "postgres": POSTGRES,
+        "dev": DEV,
+    },
     entry_points={"console_scripts": ["speakerkit = speakerkit.cli.main:main"]},
 )

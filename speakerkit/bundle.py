@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass, field
+import re
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from speakerkit.config import NamedConfig, parse, read_yaml, to_dict, write_yaml
-from speakerkit.errors import BundleError, ConfigError
+from speakerkit.errors import BundleError, ConfigError, one_line
 from speakerkit.features import FrontEnd
+from speakerkit.files import write_json
 from speakerkit.weights import require_finite
 from speakerkit.wespeaker import CHECKPOINT, is_wespeaker, read_wespeaker, wespeaker_tensors
 
@@ -18,8 +20,12 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 FORMAT = "speakerkit-bundle-1"
+CALIBRATION_FORMAT = "speakerkit-calibration-1"
 CONFIG, WEIGHTS, GRAPH, CALIBRATION = "config.yaml", "model.safetensors", "model.onnx", "calibration.json"
 GRAPH_ONLY = "onnx"  # model.name where there is a graph and no weights
+
+# An entry of an ONNX file's metadata as protobuf writes it: name, tag of the value, its length, the value.
+EXPORTED_FROM = rb"weights_sha256\x12\x40([0-9a-f]{64})"
 
 
 @dataclass(frozen=True)
@@ -43,6 +49,35 @@ class BundleConfig:
 
 
 @dataclass(frozen=True)
+class Calibration:
+    """``calibration.json`` of a bundle: what its cosines mean.
+
+    Attributes:
+        threshold: cosine from which on two recordings are taken for one speaker.
+        source: where it came from, in words.
+        model_sha256: digest of the model; "" in files that do not tell.
+        scale: the log-likelihood ratio (natural logarithm) of a cosine is ``scale * cosine + offset``; ``None`` in
+            files without.
+        offset: see ``scale``.
+        thresholds: for each asked rate ``rate`` ("far" or "frr"), ``asked``, ``threshold``, and what was measured
+            there: ``far``, ``frr``, ``false_accepts``, ``misses``.
+        data: what it was learnt from: trials, counts, EER, Cllr.
+    """
+
+    threshold: float
+    source: str
+    model_sha256: str = ""
+    scale: float | None = None
+    offset: float | None = None
+    thresholds: tuple[dict[str, Any], ...] = ()
+    data: dict[str, Any] = field(default_factory=dict)
+
+    def llr(self, cosine: float) -> float | None:
+        """Log-likelihood ratio (natural logarithm) of a cosine; ``None`` where the map is not known."""
+        return None if self.scale is None or self.offset is None else self.scale * cosine + self.offset
+
+
+@dataclass(frozen=True)
 class Bundle:
     """A bundle folder whose configuration has been read.
 
@@ -62,9 +97,14 @@ class Bundle:
         return self.path / GRAPH if (self.path / GRAPH).is_file() else None
 
     def digest(self) -> str:
-        """SHA-256 of the weights (of the ONNX file where there are none): which model made an embedding."""
-        source = self.path / (self.weights if self.has_weights else GRAPH)
-        return hashlib.sha256(source.read_bytes()).hexdigest()
+        """SHA-256 of the weights: which model made an embedding.
+
+        Without weights that of those the ONNX file was exported from, by its metadata: the same model, whichever of
+        the two it is left with. Where they do not tell, that of the ONNX file.
+        """
+        content = (self.path / (self.weights if self.has_weights else GRAPH)).read_bytes()
+        told = [] if self.has_weights else re.findall(EXPORTED_FROM, content)
+        return str(told[-1], "ascii") if told else hashlib.sha256(content).hexdigest()
 
     @property
     def has_weights(self) -> bool:
@@ -94,19 +134,64 @@ class Bundle:
         require_finite(tensors, path)
         return tensors
 
-    def threshold(self) -> tuple[float, str] | None:
-        """Cosine threshold and where it came from, out of ``calibration.json``; ``None`` where uncalibrated."""
+    def calibration(self) -> Calibration | None:
+        """What ``calibration.json`` says; ``None`` where uncalibrated.
+
+        Raises:
+            BundleError: a damaged file, a threshold that is no cosine, or the calibration of other weights.
+        """
         path = self.path / CALIBRATION
         if not path.is_file():
             return None
         try:
-            values = json.loads(path.read_text(encoding="utf-8"))
-            threshold, source = float(values["threshold"]), str(values["source"])
-        except (ValueError, KeyError, TypeError, OSError, RecursionError) as error:
+            calibration = _parse_calibration(json.loads(path.read_text(encoding="utf-8")))
+        except (ValueError, KeyError, TypeError, AttributeError, OSError, RecursionError, OverflowError) as error:
             raise BundleError(path, f"holds no threshold ({error!r})", "calibrate the bundle again") from None
-        if not -1 <= threshold <= 1:
-            raise BundleError(path, f"holds a threshold of {threshold}", "a cosine lies in [-1, 1]; calibrate again")
-        return threshold, source
+        if not -1 <= calibration.threshold <= 1:
+            fault = f"holds a threshold of {calibration.threshold}"
+            raise BundleError(path, fault, "a cosine lies in [-1, 1]; calibrate again")
+        if calibration.model_sha256 not in ("", self.digest()):
+            raise BundleError(path, "is the calibration of other weights", "run `speakerkit calibrate` again")
+        return calibration
+
+    def threshold(self) -> tuple[float, str] | None:
+        """Cosine threshold and where it came from, out of ``calibration.json``; ``None`` where uncalibrated.
+
+        Raises:
+            BundleError: as :meth:`calibration`.
+        """
+        calibration = self.calibration()
+        return None if calibration is None else (calibration.threshold, calibration.source)
+
+    def write_calibration(self, calibration: Calibration) -> Path:
+        """Write ``calibration.json``, atomically, and return its path."""
+        values = asdict(calibration)
+        scale, offset = values.pop("scale"), values.pop("offset")
+        llr = {} if scale is None else {"llr": {"scale": scale, "offset": offset}}
+        write_json(self.path / CALIBRATION, {"format": CALIBRATION_FORMAT, **values, **llr})
+        return self.path / CALIBRATION
+
+
+def _parse_calibration(values: dict[str, Any]) -> Calibration:
+    """Values of ``calibration.json``; of the older form with ``threshold`` and ``source`` only, too."""
+    if values.get("format", CALIBRATION_FORMAT) != CALIBRATION_FORMAT:
+        raise ValueError(f"format {values['format']!r}")
+    llr = values.get("llr")
+    scale, offset = (None, None) if llr is None else (float(llr["scale"]), float(llr["offset"]))
+    if scale is not None and not (0 < scale < 1e100 and abs(offset or 0.0) < 1e100):
+        raise ValueError(f"a map to LLR with scale {scale} and offset {offset}")
+    digest = str(values.get("model_sha256", ""))
+    if not re.fullmatch("([0-9a-f]{64})?", digest):
+        raise ValueError(f"model_sha256 {digest[:100]!r}")
+    return Calibration(
+        threshold=float(values["threshold"]),
+        source=one_line(str(values["source"])),  # it is shown on terminals
+        model_sha256=digest,
+        scale=scale,
+        offset=offset,
+        thresholds=tuple(dict(row) for row in values.get("thresholds", ())),
+        data=dict(values.get("data", {})),
+    )
 
 
 def read_bundle(path: str | Path) -> Bundle:
@@ -152,7 +237,7 @@ def parse_config(values: dict[str, Any], path: Path) -> BundleConfig:
 
 
 def write_bundle(path: str | Path, config: BundleConfig, tensors: dict[str, Tensor]) -> Bundle:
-    """Write configuration and weights; an ONNX file of earlier weights is removed.
+    """Write configuration and weights; the ONNX file and the calibration of earlier weights are removed.
 
     The front-end's ``min_duration`` must be what the model needs; the caller sees to it.
     """
@@ -162,7 +247,8 @@ def write_bundle(path: str | Path, config: BundleConfig, tensors: dict[str, Tens
 
     path = Path(path)
     path.mkdir(parents=True, exist_ok=True)
-    (path / GRAPH).unlink(missing_ok=True)
+    for stale in (GRAPH, CALIBRATION):
+        (path / stale).unlink(missing_ok=True)
     with atomic_path(path / WEIGHTS) as temporary:
         save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary)
     write_yaml(path / CONFIG, to_dict(config))

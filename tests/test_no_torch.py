@@ -15,7 +15,7 @@ BLOCK = """
 import sys
 BLOCKED = {
     "torch", "torchaudio", "s3prl", "whisper", "umap", "hdbscan", "lmdb", "webdataset", "matplotlib", "av",
-    "espeakng_loader", "onnx", "onnxscript", "tensorboard",
+    "espeakng_loader", "onnx", "onnxscript", "tensorboard", "faiss", "psycopg",
 }
 
 class Blocker:
@@ -56,6 +56,12 @@ def test_core_works(write_wav: Callable[..., Path], onnx_bundle: Path, tmp_path:
             ["similarity", "-m", model, one, other, "--json"],
             ["score", "cosine", f"{folder}/e.scp", f"{folder}/trials", f"{folder}/scores"],
             ["metrics", f"{folder}/scores"],
+            ["enroll", "-m", model, "--db", f"{folder}/v.db", "ana", one],
+            ["verify", "-m", model, "--db", f"{folder}/v.db", "ana", other],
+            ["identify", "-m", model, "--db", f"{folder}/v.db", other],
+            ["voices", "list", "--db", f"{folder}/v.db"],
+            ["voices", "export", "--db", f"{folder}/v.db", f"{folder}/v.npy"],
+            ["voices", "import", "--db", f"{folder}/w.db", f"{folder}/v.npy"],
             ["doctor"],
             ["doctor", "--json"],
             ["data", "augmentations"],
@@ -89,6 +95,7 @@ def test_what_needs_an_extra_names_it(
     code = """
         from tests.command import speakerkit as run
         with_torch, with_onnx, wav, folder = sys.argv[1:]
+        assert run("enroll", "-m", with_onnx, "--db", f"{folder}/v.db", "ana", wav).code == 0
         for extra, command in (
             ("train", ["train", f"{folder}/c.yaml"]),
             ("train", ["embed", "-m", with_torch, wav]),
@@ -99,7 +106,10 @@ def test_what_needs_an_extra_names_it(
             ("train", ["embed", "-m", f"{folder}/theirs", wav]),
             ("train", ["data", "lmdb", f"{folder}/wav.scp", f"{folder}/store"]),
             ("train", ["metrics", f"{folder}/scores", "--det", f"{folder}/det.png"]),
+            ("train", ["report", f"{folder}/scores", "--out", f"{folder}/report.html"]),
             ("train", ["data", "demo", f"{folder}/demo", "--speakers", "1"]),
+            ("search", ["voices", "index", "--db", f"{folder}/v.db"]),
+            ("postgres", ["voices", "list", "--db", "postgresql://localhost/voices"]),
             ("formats", ["embed", "-m", with_onnx, f"{folder}/a.m4a"]),
         ):
             ran = run(*command)

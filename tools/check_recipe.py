@@ -13,9 +13,11 @@ ARTEFACTS = (
     "train.log",
     "det.png",
     "results.txt",
+    "report.html",
     "bundle/config.yaml",
     "bundle/model.safetensors",
     "bundle/model.onnx",
+    "bundle/calibration.json",
     "embeddings/test.scp",
     "embeddings/test_onnx.scp",
 )

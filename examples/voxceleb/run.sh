@@ -5,7 +5,7 @@ here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 root=$(cd "$here/../.." && pwd)
 export PATH="$root/.venv/bin:$PATH"
 
-corpus=demo data="" config="" name="" gpus=0 nj=2 stage="" stop_stage=6 workdir=$here
+corpus=demo data="" config="" name="" dev="" gpus=0 nj=2 stage="" stop_stage=10 workdir=$here
 set_args=()
 
 usage() {
@@ -15,19 +15,22 @@ usage: run.sh [options]
   --data DIR       where the corpus lies; for mini $SPEAKERKIT_DATA or ../shared/data by default
   --config FILE    experiment, conf/mini.yaml by default (conf/resnet34.yaml for voxceleb)
   --name NAME      names the folder exp/CORPUS-NAME, the configuration's name by default
+  --dev DIR        Kaldi directory of further speakers recorded like the test: half of them to calibrate on, half, without
+                   labels, to adapt PLDA to; without it one training speaker in five calibrates. demo makes its own
   --set KEY=VALUE  override a value of the configuration; may be given several times
   --stage N        begin at this stage, run before or not; without it finished stages are skipped
   --stop-stage N   end after this stage
   --gpus N         GPUs to train on, 0 for the CPU
   --nj N           parallel jobs of preparation and extraction
   --workdir DIR    where data/ and exp/ are made, this folder by default
-stages: 1 prepare  2 lists, shards, noise stores  3 train  4 average, extract  5 score  6 export, check
+stages: 1 prepare  2 lists, shards, noise stores  3 train  4 average, extract  5 cosine  6 AS-norm  7 PLDA
+        8 calibration and quality measures  9 report  10 export, check
 TEXT
 }
 
 while [ $# -gt 0 ]; do
   case $1 in
-    --corpus | --data | --config | --name | --gpus | --nj | --stage | --stop-stage | --workdir)
+    --corpus | --data | --config | --name | --dev | --gpus | --nj | --stage | --stop-stage | --workdir)
       [ $# -ge 2 ] || { echo "run.sh: $1 needs a value" >&2; exit 2; }
       option=${1#--}
       printf -v "${option//-/_}" %s "$2"
@@ -43,8 +46,8 @@ done
 for number in "$gpus" "$nj" "${stage:-1}" "$stop_stage"; do
   [[ $number =~ ^[0-9]+$ ]] || { echo "run.sh: $number is not a number; see run.sh --help" >&2; exit 2; }
 done
-[ "${stage:-1}" -ge 1 ] && [ "${stage:-1}" -le "$stop_stage" ] && [ "$stop_stage" -le 6 ] ||
-  { echo "run.sh: stages run from 1 to 6, and --stop-stage is not before --stage" >&2; exit 2; }
+[ "${stage:-1}" -ge 1 ] && [ "${stage:-1}" -le "$stop_stage" ] && [ "$stop_stage" -le 10 ] ||
+  { echo "run.sh: stages run from 1 to 10, and --stop-stage is not before --stage" >&2; exit 2; }
 command -v speakerkit >/dev/null || { echo "run.sh: speakerkit is not installed; run 'make demo' in $root" >&2; exit 2; }
 
 case $corpus in
@@ -65,13 +68,16 @@ if [ -z "$config" ]; then
 fi
 [ -f "$config" ] || { echo "run.sh: no such configuration: $config" >&2; exit 2; }
 
+[ -z "$dev" ] || [ -d "$dev" ] || { echo "run.sh: no such folder: $dev" >&2; exit 2; }
+
 lists=$workdir/data/$corpus
+[ "$corpus" != demo ] || dev=${dev:-$lists/more/test}
 exp=$workdir/exp/$corpus-${name:-$(basename "$config" .yaml)}
 mkdir -p "$lists" "$exp"
 
 # A finished stage leaves a mark that holds what it depended on; another corpus, folder or configuration voids it, and a
 # stage that runs again voids the marks of those after it.
-data_key="$corpus $data"
+data_key="$corpus $data $dev"
 train_key="$data_key $(sha256sum <"$config" | cut -c1-16) ${set_args[*]-}"
 run_stage() { # number, name, mark, key
   local mark=$3/.stage$1.done
@@ -82,7 +88,7 @@ run_stage() { # number, name, mark, key
   fi
   echo "stage $1 ($2)"
   local later
-  for later in $(seq "$1" 6); do rm -f "$lists/.stage$later.done" "$exp/.stage$later.done"; done
+  for later in $(seq "$1" 10); do rm -f "$lists/.stage$later.done" "$exp/.stage$later.done"; done
   current="$1 ($2)"
   "stage_$1"
   printf %s "$4" >"$mark"
@@ -97,7 +103,10 @@ quoted() { printf "'%s'" "${1//\'/\'\'}"; } # a path as YAML text
 
 stage_1() {
   case $corpus in
-    demo) speakerkit data demo "$lists" --speakers 100 --seed 0 --workers "$nj" ;;
+    demo)
+      speakerkit data demo "$lists" --speakers 100 --seed 0 --workers "$nj"
+      # More voices under the conditions of the test.
+      speakerkit data demo "$lists/more" --speakers 1 --utterances 1 --test-speakers 60 --noises 1 --seed 1 --workers "$nj" ;;
     mini)
       tolerate speakerkit data prepare librispeech "$data/librispeech-mini/train-clean-100" "$lists/train" --workers "$nj"
       speakerkit data prepare librispeech "$data/librispeech-mini/test-other" "$lists/test" --trials all-pairs --workers "$nj"
@@ -122,9 +131,13 @@ stage_2() {
   if [ "$corpus" = voxceleb ]; then
     speakerkit data shards "$lists/train.list" "$lists/shards" --workers "$nj"
   fi
-  # The mean that scoring subtracts comes from at most about 5000 training utterances, evenly spread.
-  awk -v n="$(wc -l <"$lists/train/wav.scp")" 'BEGIN { k = int((n + 4999) / 5000) } NR % k == 0' \
-    "$lists/train/wav.scp" >"$lists/mean.scp"
+  # What scoring learns from (the mean, a cohort, PLDA), and speakers that it does not, to calibrate on.
+  if [ -n "$dev" ]; then
+    python3 "$root/tools/split_speakers.py" "$lists/train" "$lists/cohort"
+    python3 "$root/tools/split_speakers.py" "$dev" "$lists/adapt" "$lists/calibration" --every 2
+  else
+    python3 "$root/tools/split_speakers.py" "$lists/train" "$lists/cohort" "$lists/calibration" --every 5
+  fi
 }
 
 stage_3() {
@@ -151,27 +164,98 @@ stage_4() {
   speakerkit average "$exp"
   local device=cpu
   [ "$gpus" -eq 0 ] || device=cuda
-  speakerkit embed --model "$exp/bundle" --scp "$lists/test/wav.scp" --out "$exp/embeddings/test.scp" \
-    --overwrite --threads "$nj" --device "$device"
-  tolerate speakerkit embed --model "$exp/bundle" --scp "$lists/mean.scp" --out "$exp/embeddings/train.scp" \
-    --overwrite --threads "$nj" --device "$device"
+  embed() { speakerkit embed --model "$exp/bundle" --scp "$1" --out "$2" --overwrite --threads "$nj" --device "$device"; }
+  embed "$lists/test/wav.scp" "$exp/embeddings/test.scp"
+  local part
+  for part in cohort calibration ${dev:+adapt}; do
+    tolerate embed "$lists/$part/wav.scp" "$exp/embeddings/$part.scp"
+  done
+  speakerkit score draw-trials "$lists/calibration" "$exp/calibration/trials" --nontargets-each 10 \
+    --embeddings "$exp/embeddings/calibration.scp"
+}
+
+# Scores of every list of test trials, and of trials to learn the calibration of this system from.
+score() { # system, command of `speakerkit score`, its options
+  local system=$1 command=$2 trials
+  shift 2
+  speakerkit score "$command" "$exp/embeddings/calibration.scp" "$exp/calibration/trials" "$exp/scores/calibration_$system" "$@"
+  for trials in "$lists/test/trials"*; do
+    speakerkit score "$command" "$exp/embeddings/test.scp" "$trials" "$exp/scores/$(basename "$trials")_$system" "$@"
+  done
 }
 
 stage_5() {
-  local trials name scores=()
-  mkdir -p "$exp/scores"
-  for trials in "$lists/test/trials"*; do
-    name=$(basename "$trials")
-    speakerkit score cosine "$exp/embeddings/test.scp" "$trials" "$exp/scores/${name}_cosine"
-    speakerkit score cosine "$exp/embeddings/test.scp" "$trials" "$exp/scores/${name}_cosine_mean" \
-      --mean "$exp/embeddings/train.scp"
-    scores+=("$exp/scores/${name}_cosine" "$exp/scores/${name}_cosine_mean")
-  done
-  speakerkit metrics "${scores[@]}" --json --title-label "$label" --det "$exp/det.png" >"$exp/metrics.json"
-  python3 "$root/tools/results.py" "$exp"
+  score cosine cosine
+  score cosine_mean cosine --mean "$exp/embeddings/cohort.scp"
 }
 
 stage_6() {
+  local speakers top
+  speakers=$(wc -l <"$lists/cohort/spk2utt")
+  top=$((speakers < 1200 ? speakers / 4 : 300))
+  [ "$top" -ge 10 ] || top=$((speakers < 10 ? speakers : 10))
+  score as_norm norm --cohort "$exp/embeddings/cohort.scp" --cohort-utt2spk "$lists/cohort/utt2spk" --top "$top" \
+    --mean "$exp/embeddings/cohort.scp"
+}
+
+stage_7() {
+  local embeddings=$exp/embeddings backends=$exp/backends
+  rm -f "$exp/scores/"*_plda*
+  if ! speakerkit plda train "$embeddings/cohort.scp" "$lists/cohort/utt2spk" "$backends/plda.safetensors"; then
+    echo "note: no PLDA with so few recordings: its rows are left out"
+    return
+  fi
+  score plda plda --plda "$backends/plda.safetensors"
+  if [ -n "$dev" ]; then
+    speakerkit plda adapt "$backends/plda.safetensors" "$embeddings/adapt.scp" "$backends/plda_adapted.safetensors"
+    score plda_adapted plda --plda "$backends/plda_adapted.safetensors"
+  else
+    echo "note: no recordings like those of the test (--dev DIR), so PLDA is not adapted"
+  fi
+}
+
+# Log-likelihood ratios of a system, learnt from its scores of the calibration trials.
+calibrate() { # name of the result, system, whether with quality measures
+  local name=$1 system=$2 trials
+  if ! speakerkit score fit "$exp/calibration/$name.json" "$exp/scores/calibration_$system" ${3:+--quality "$exp/calibration/$3_calibration.tsv"}; then
+    echo "note: $name cannot be calibrated, so its rows are left out"
+    return
+  fi
+  for trials in "$lists/test/trials"*; do
+    trials=$exp/scores/$(basename "$trials")
+    speakerkit score llr "$exp/calibration/$name.json" "${trials}_$name.llr" "${trials}_$system" ${3:+--quality "$exp/calibration/$3_test.tsv"}
+  done
+}
+
+stage_8() {
+  local embeddings=$exp/embeddings part system
+  rm -f "$exp/scores/"*.llr
+  for system in cosine cosine_mean as_norm plda plda_adapted; do
+    [ ! -f "$exp/scores/calibration_$system" ] || calibrate "$system" "$system"
+  done
+  for part in calibration test; do
+    speakerkit score quality "$embeddings/$part.scp" "$exp/calibration/quality_$part.tsv" --scp "$lists/$part/wav.scp" \
+      --cohort "$embeddings/cohort.scp"
+  done
+  calibrate as_norm_qmf as_norm quality
+  # What `speakerkit similarity` and `verify` decide by.
+  speakerkit calibrate --model "$exp/bundle" --embeddings "$embeddings/calibration.scp" --trials "$exp/calibration/trials" \
+    --far 0.01 --far 0.001 --frr 0.01
+}
+
+stage_9() {
+  local trials system scores=()
+  for trials in "$lists/test/trials"*; do
+    for system in cosine cosine_mean as_norm as_norm_qmf plda plda_adapted; do
+      [ ! -f "$exp/scores/$(basename "$trials")_$system.llr" ] || scores+=("$exp/scores/$(basename "$trials")_$system.llr")
+    done
+  done
+  speakerkit metrics "${scores[@]}" --llr --json --title-label "$label" --det "$exp/det.png" >"$exp/metrics.json"
+  python3 "$root/tools/results.py" "$exp"
+  speakerkit report "${scores[@]}" --out "$exp/report.html" --llr --title-label "$label" --scp "$lists/test/wav.scp"
+}
+
+stage_10() {
   speakerkit export "$exp/bundle"
   speakerkit embed --model "$exp/bundle" --scp "$lists/test/wav.scp" --out "$exp/embeddings/test_onnx.scp" \
     --overwrite --threads "$nj" --device cpu
@@ -179,19 +263,24 @@ stage_6() {
 }
 
 main() { # one function, so that bash has read all of this file before it runs for hours
-  run_stage 1 prepare "$lists" "$data_key"
+  run_stage 1 prepare "$lists" "$corpus $data"
   run_stage 2 "lists and stores" "$lists" "$data_key"
   run_stage 3 train "$exp" "$train_key"
   run_stage 4 "average and extract" "$exp" "$train_key"
-  run_stage 5 score "$exp" "$train_key"
-  run_stage 6 "export and check" "$exp" "$train_key"
+  run_stage 5 cosine "$exp" "$train_key"
+  run_stage 6 AS-norm "$exp" "$train_key"
+  run_stage 7 PLDA "$exp" "$train_key"
+  run_stage 8 calibration "$exp" "$train_key"
+  run_stage 9 report "$exp" "$train_key"
+  run_stage 10 "export and check" "$exp" "$train_key"
   current=""
 
-  if [ "$stop_stage" -ge 6 ]; then
+  if [ "$stop_stage" -ge 10 ]; then
     echo
     cat "$exp/results.txt"
     echo
     echo "DET plot:  $exp/det.png"
+    echo "report:    $exp/report.html"
     echo "model:     $exp/bundle"
     echo "try next:  speakerkit similarity --model $exp/bundle A.wav B.wav"
     echo "           speakerkit embed --model $exp/bundle A.wav"

@@ -12,16 +12,21 @@ from typing import Annotated, Any
 import typer
 
 from speakerkit import __version__
-from speakerkit.cli import data, models, score
+from speakerkit.cli import data, models, plda, ratios, score, voices
 from speakerkit.cli.average import average
+from speakerkit.cli.calibrate import calibrate
 from speakerkit.cli.doctor import doctor
 from speakerkit.cli.embed import embed
+from speakerkit.cli.enroll import enroll
 from speakerkit.cli.export import export
 from speakerkit.cli.finetune import finetune
+from speakerkit.cli.identify import identify
 from speakerkit.cli.import_ import import_
 from speakerkit.cli.metrics import metrics
+from speakerkit.cli.report import report
 from speakerkit.cli.similarity import similarity
 from speakerkit.cli.train import train
+from speakerkit.cli.verify import verify
 from speakerkit.errors import PeerFailed, SpeakerKitError, one_line
 
 # What click, or typer's own copy of it, raises for wrong usage: the class that the public one derives from.
@@ -35,12 +40,35 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-COMMANDS: tuple[Callable[..., None], ...] = (train, finetune, average, embed, similarity, metrics, export, doctor)
+COMMANDS: tuple[Callable[..., None], ...] = (
+    train,
+    finetune,
+    average,
+    embed,
+    similarity,
+    enroll,
+    verify,
+    identify,
+    calibrate,
+    metrics,
+    report,
+    export,
+    doctor,
+)
 for command in COMMANDS:
     app.command()(command)
 app.command("import")(import_)
 app.add_typer(data.app, name="data")
 app.add_typer(score.app, name="score")
+for name, command in (
+    ("fit", ratios.fit),
+    ("llr", ratios.llr),
+    ("quality", ratios.quality),
+    ("draw-trials", ratios.draw),
+):
+    score.app.command(name)(command)
+app.add_typer(plda.app, name="plda")
+app.add_typer(voices.app, name="voices")
 app.add_typer(models.app, name="models")
 
 

@@ -23,7 +23,7 @@ Model = Annotated[
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
 ShortAudio = Annotated[str, typer.Option("--short", help="Audio under the model's minimum: error, or pad (repeat it).")]
 ChannelOption = Annotated[str, typer.Option("--channel", help="mix (mean of all), or a channel's number from 0.")]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Json = Annotated[bool, typer.Option("--json/--text", help="Print JSON, or text.")]
 AllowPipes = Annotated[bool, typer.Option("--allow-pipes", help="Run commands that a scp names (`cmd |`).")]
 
 

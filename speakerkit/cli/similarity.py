@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -32,22 +33,22 @@ def similarity(
     device: Device = "auto",
     as_json: Json = False,
 ) -> None:
-    """Cosine of two recordings in [-1, 1]; a decision only where a threshold is known."""
+    """Cosine of two recordings in [-1, 1], and its log-likelihood ratio and a decision where the model is calibrated.
+
+    The decision is by the cosine; a positive ratio (natural logarithm) speaks for one speaker.
+    """
+    from speakerkit.verification.voiceprints.decision import verify as decide
+
     short_audio, picked = check_short(short), check_channel(channel)
     embedder = open_model(model, device)
-    cosine = embedder.similarity(first, second, channel=picked, short=short_audio)
-    known = (threshold, "--threshold") if threshold is not None else embedder.bundle.threshold()
-    result = {
-        "cosine": round(cosine, 6),
-        "threshold": known[0] if known else None,
-        "threshold_source": known[1] if known else None,
-        "same_speaker": cosine >= known[0] if known else None,
-    }
+    result = decide(embedder.bundle, embedder.similarity(first, second, channel=picked, short=short_audio), threshold)
     if as_json:
-        typer.echo(json.dumps(result))
+        typer.echo(json.dumps(asdict(result)))
         return
-    typer.echo(f"cosine {cosine:.4f}")
-    if known is None:
+    typer.echo(f"cosine {result.cosine:.4f}")
+    typer.echo("LLR uncalibrated" if result.llr is None else f"LLR {result.llr:.2f}")
+    if result.threshold is None:
         typer.echo("uncalibrated: no threshold is known for this model, so there is no decision")
     else:
-        typer.echo(f"threshold {known[0]:.4f} ({known[1]}): {'same' if result['same_speaker'] else 'other'} speaker")
+        answer = "same" if result.decision == "same" else "other"
+        typer.echo(f"threshold {result.threshold:.4f} ({result.threshold_source}): {answer} speaker")

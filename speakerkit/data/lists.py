@@ -68,6 +68,23 @@ def read_table(path: str | Path) -> dict[str, str]:
     return table
 
 
+def read_durations(path: str | Path) -> dict[str, float]:
+    """Read a ``utt2dur``: key to seconds.
+
+    Raises:
+        DataError: also for what is no duration.
+    """
+    durations = {}
+    for key, word in read_table(path).items():
+        try:
+            durations[key] = float(word)
+        except ValueError:
+            durations[key] = math.nan
+        if not 0 <= durations[key] < math.inf:
+            raise DataError(path, f"{key[:200]!r} has {word[:100]!r}", "a line is: key seconds")
+    return durations
+
+
 def write_table(path: str | Path, table: Mapping[str, str]) -> None:
     """Write a two-column Kaldi file, sorted by key, atomically."""
     write_lines(path, (f"{key} {table[key]}" for key in sorted(table)))

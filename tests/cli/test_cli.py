@@ -110,7 +110,7 @@ def test_json_and_nothing_else(write_wav: Callable[..., Path], onnx_bundle: Path
     assert ran.code == 0
     result = json.loads(ran.out)
     assert -1 <= result["cosine"] <= 1
-    assert result["same_speaker"] is None
+    assert result["decision"] == "undecided"
     assert "device: cpu (onnxruntime)" in ran.err
     assert "WARNING" in ran.err
     scores = tmp_path / "scores"
@@ -128,7 +128,7 @@ def test_a_threshold_decides(write_wav: Callable[..., Path], onnx_bundle: Path) 
         json.loads(speakerkit("similarity", "-m", onnx_bundle, one, other, "--threshold", value, "--json").out)
         for value in (-1, 1)
     ]
-    assert [decision["same_speaker"] for decision in decisions] == [True, False]
+    assert [decision["decision"] for decision in decisions] == ["same", "different"]
     assert decisions[0]["threshold_source"] == "--threshold"
     assert "same speaker" in speakerkit("similarity", "-m", onnx_bundle, one, other, "--threshold", -1).out
 

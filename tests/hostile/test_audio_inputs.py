@@ -88,6 +88,16 @@ def _absent(name: str) -> Callable[[Place], None]:
     return check
 
 
+def _voices(place: Place, command: str, *arguments: object) -> list[object]:
+    return [command, "-m", place.model, "--db", place.folder / "voices.db", "--", *arguments]
+
+
+def _enrolled(place: Place, command: str, *arguments: object) -> list[object]:
+    """A command on a database that holds the voice "a"."""
+    assert speakerkit(*_voices(place, "enroll", "a", place.good[0])).code == 0
+    return _voices(place, command, *arguments)
+
+
 def _rest_was_written(place: Place) -> None:
     embeddings = read_embeddings(place.folder / "emb.npz")
     assert embeddings.keys == ["a", "c"]
@@ -107,6 +117,11 @@ COMMANDS = (
     ),
     Command("similarity, first", lambda p: ["similarity", "-m", p.model, "--", p.bad, p.good[0]]),
     Command("similarity, second", lambda p: ["similarity", "-m", p.model, "--json", "--", p.good[0], p.bad]),
+    Command("enroll", lambda p: _voices(p, "enroll", "x", p.good[0], p.bad), check=_absent("voices.db")),
+    Command("verify, first", lambda p: ["verify", "-m", p.model, "--", p.bad, p.good[0]]),
+    Command("verify, second", lambda p: ["verify", "-m", p.model, "--threshold", -1, "--", p.good[0], p.bad]),
+    Command("verify, a voice", lambda p: _enrolled(p, "verify", "a", p.bad)),
+    Command("identify", lambda p: _enrolled(p, "identify", p.bad)),
     Command(
         "data prepare",
         lambda p: ["data", "prepare", "folder", p.corpus(), p.folder / "out"],

@@ -158,6 +158,11 @@ def _measured(scores: str | bytes) -> Arguments:
     return lambda p: ["metrics", p.file("measured", scores)]
 
 
+def _told(utt2spk: str) -> Arguments:
+    scores = "a b 0.5 target\na c 0.1 nontarget\n"
+    return lambda p: ["metrics", p.file("measured", scores), "--bootstrap", 9, "--utt2spk", p.file("utt2spk", utt2spk)]
+
+
 def _modelled(make: Callable[[Place], Path]) -> Arguments:
     return lambda p: ["embed", "-m", make(p), p.wav]
 
@@ -393,6 +398,219 @@ SCORING = (
     Case("metrics: one class", _measured("a b 0.5 target\n"), "measured", "nontarget"),
     Case("metrics: no labels", _measured("a b 0.5\n"), "measured", "label"),
     Case("metrics: long line", _measured(LONG_LINE), "measured", "columns"),
+)
+
+GOOD_SCORES = "a b 0.9 target\na c 0.1 nontarget\nb c 0.4 target\na d 0.5 nontarget\n"
+GOOD_MAP = (
+    '{"format": "speakerkit-scoremap-1", "kind": "linear", "columns": ["s"], "systems": 1, "weights": [1], "offset": 0}'
+)
+
+
+def _ratios(score_map: str | bytes, *more: str) -> Arguments:
+    return lambda p: ["score", "llr", p.file("m.json", score_map), p.folder / "scores", p.file("s", GOOD_SCORES), *more]
+
+
+def _fitted(*scores: str | bytes) -> Arguments:
+    return lambda p: ["score", "fit", p.folder / "scores", *(p.file(f"s{n}", s) for n, s in enumerate(scores))]
+
+
+def _weighed(table: str | bytes) -> Arguments:
+    return lambda p: [*_fitted(GOOD_SCORES)(p), "--quality", p.file("q.tsv", table)]
+
+
+def _calibrated(trials: str | bytes, *more: object) -> Arguments:
+    return lambda p: [
+        "calibrate",
+        *("-m", p.model, "--scp", p.file("wav.scp", f"a {p.wav}\nb {p.wav}\n"), "--trials", p.file("dev", trials)),
+        *more,
+    ]
+
+
+def _decided(calibration: str | bytes) -> Arguments:
+    return lambda p: ["similarity", "-m", p.bundle(calibration=calibration), p.wav, p.wav]
+
+
+CALIBRATIONS = (
+    Case("calibration: nested", _decided(DEEP), "calibration.json", "no threshold"),
+    Case("calibration: a list", _decided("[1, 2]"), "calibration.json", "no threshold"),
+    Case(
+        "calibration: a map of text",
+        _decided('{"threshold": 0.1, "source": "x", "llr": {"scale": "one", "offset": 0}}'),
+        "calibration.json",
+        "no threshold",
+    ),
+    Case(
+        "calibration: of other weights",
+        _decided(f'{{"threshold": 0.1, "source": "x", "model_sha256": "{"0" * 64}"}}'),
+        "calibration.json",
+        "of other weights",
+    ),
+    Case(
+        "calibration: a digest cut short",
+        _decided('{"threshold": 0.1, "source": "x", "model_sha256": "0"}'),
+        "calibration.json",
+        "no threshold",
+    ),
+    Case(
+        "calibration: a ratio of infinity",
+        _decided('{"threshold": 0.1, "source": "x", "llr": {"scale": 1e308, "offset": 1e308}}'),
+        "calibration.json",
+        "no threshold",
+    ),
+    Case(
+        "similarity: a threshold of NaN",
+        lambda p: ["similarity", "-m", p.model, p.wav, p.wav, "--threshold", "nan"],
+        "--threshold",
+        "Invalid value",
+    ),
+    Case("calibrate: no trials", _calibrated(""), "dev", "no trials"),
+    Case("calibrate: junk", _calibrated(JUNK), "dev", "as text"),
+    Case("calibrate: no labels", _calibrated("a b\n"), "dev", "no labels"),
+    Case("calibrate: one class", _calibrated("a b target\n"), "dev", "0 nontarget"),
+    Case("calibrate: a trial with itself", _calibrated("a a target\na b nontarget\n"), "dev", "with itself"),
+    Case("calibrate: an unknown recording", _calibrated("a x target\na b nontarget\n"), "wav.scp", "does not list 'x'"),
+    Case("calibrate: scores all alike", _calibrated("a b target\nb a nontarget\n"), "dev", "same in all trials"),
+    Case("calibrate: a rate of two", _calibrated("a b target\nb a nontarget\n", "--far", 2), "FAR", "2.0 was asked"),
+    Case("calibrate: a prior of one", _calibrated("a b target\nb a nontarget\n", "--prior", 1), "calibration", "prior"),
+    Case("fit: junk", _fitted(JUNK), "s0", "as text"),
+    Case("fit: no labels", _fitted("a b 0.5\n"), "s0", "no labels"),
+    Case("fit: one class", _fitted("a b 0.5 target\n"), "s0", "0 nontarget"),
+    Case("fit: upside down", _fitted("a b 0.1 target\na c 0.9 nontarget\n"), "s0", "do not mean the same"),
+    Case("fit: one trial", _fitted("a b 0.1 target\n"), "s0", "0 nontarget"),
+    Case("fit: NaN", _fitted("a b nan target\na c 0.9 nontarget\n"), "s0", "no finite score"),
+    Case("fit: scores all alike", _fitted("a b 0.5 target\na c 0.5 nontarget\n"), "s0", "the same in all trials"),
+    Case("fit: wild scores", _fitted("a b 1e308 target\na c -1e308 nontarget\n"), "s0", r"beyond 1e\+100"),
+    Case("fit: other trials", _fitted(GOOD_SCORES, GOOD_SCORES.replace("b c", "b x")), "s1", "trial 3 is not that"),
+    Case("fit: fewer trials", _fitted(GOOD_SCORES, "a b 0.9 target\n"), "s1", "has 1 trials"),
+    Case("fit: junk measures", _weighed(JUNK), "q.tsv", "as text"),
+    Case("fit: no measures", _weighed(""), "q.tsv", "no table"),
+    Case("fit: a measure of words", _weighed("key\tx\na\tlong\n"), "q.tsv", "line 2"),
+    Case("fit: a recording not measured", _weighed("key\tx\na\t1\nb\t2\n"), "q.tsv", "no measures of 'c'"),
+    Case(
+        "llr: no map", lambda p: ["score", "llr", p.folder / "none", p.folder / "scores", p.wav], "none", "no such file"
+    ),
+    Case("llr: junk", _ratios(JUNK), "m.json", "no map"),
+    Case("llr: nested", _ratios(DEEP), "m.json", "no map"),
+    Case("llr: a pickle", lambda p: _ratios(trap_pickle(p.sentinel))(p), "m.json", "no map"),
+    Case("llr: a weight of infinity", _ratios(GOOD_MAP.replace("[1]", "[Infinity]")), "m.json", "no map"),
+    Case("llr: a weight beyond reason", _ratios(GOOD_MAP.replace("[1]", "[1e308]")), "m.json", "no map"),
+    Case("llr: one system too many", _ratios(GOOD_MAP.replace('1, "w', '2, "w')), "m.json", "no map"),
+    Case(
+        "quality: durations of words",
+        lambda p: ["score", "quality", p.embeddings(), p.folder / "scores", "--utt2dur", p.file("d", "a long\nb 2\n")],
+        "d",
+        "'long'",
+    ),
+    Case(
+        "quality: a duration of nothing",
+        lambda p: ["score", "quality", p.embeddings(), p.folder / "scores", "--utt2dur", p.file("d", "a 0\nb 2\n")],
+        "durations",
+        "must be positive",
+    ),
+    Case(
+        "quality: a command",
+        lambda p: [
+            *("score", "quality", p.embeddings(), p.folder / "scores"),
+            *("--scp", p.file("w", f"a touch {p.sentinel} |\nb {p.wav}\n")),
+        ],
+        "w",
+        "is a command",
+    ),
+    Case(
+        "draw-trials: no durations",
+        lambda p: ["score", "draw-trials", p.data(f"a {p.wav}\n", "a s\nb t\n"), p.folder / "scores"],
+        "durations",
+        "none is known of 'b'",
+    ),
+    Case(
+        "draw-trials: nobody twice",
+        lambda p: ["score", "draw-trials", p.data(f"a {p.wav}\nb {p.wav}\n"), p.folder / "scores"],
+        "trials",
+        "no two recordings",
+    ),
+    Case(
+        "draw-trials: durations of NaN",
+        lambda p: [
+            *("score", "draw-trials", p.data(f"a {p.wav}\nb {p.wav}\n", "a s\nb s\n")),
+            p.file("data/utt2dur", "a nan\nb 3\n").with_name("scores"),
+        ],
+        "utt2dur",
+        "'nan'",
+    ),
+    Case("metrics: wild scores", _measured("a b 1e308 target\na c -1e308 nontarget\n"), "measured", r"beyond 1e\+100"),
+    Case("metrics: contradicted speakers", _told("a s\nb t\nc s\n"), "measured", "contradict"),
+    Case("metrics: unknown speakers", _told("a s\n"), "measured", "no speaker is known of"),
+)
+
+
+def _voices(content: str | bytes, *command: object) -> Arguments:
+    return lambda p: [*command, "--db", p.file("voices.db", content)]
+
+
+def _import_of_nan(place: Place) -> list[object]:
+    place.file("good.model.json", '{"sha256": "c", "dimension": 2}')
+    place.file("good.voices.jsonl", '{"key": "a", "name": "a", "seconds": NaN}\n')
+    return ["voices", "import", place.embeddings(), "--db", place.folder / "v.db"]
+
+
+VOICES = (
+    Case("voices: junk", _voices(JUNK, "voices", "list"), "voices.db", "is damaged or no database"),
+    Case("voices: an empty file", _voices("", "voices", "show", "a"), "voices.db", "is no database of voiceprints"),
+    Case("voices: a text", _voices(LONG_LINE, "voices", "remove", "a"), "voices.db", "is damaged or no database"),
+    Case("voices: none", lambda p: ["voices", "list", "--db", p.folder / "none"], "none", "no such database"),
+    Case("voices: a folder", lambda p: ["voices", "list", "--db", p.folder], "work", "is a directory"),
+    Case(
+        "voices: no folder", lambda p: ["voices", "import", p.embeddings(), "--db", p.folder / "x/y"], "good", "model"
+    ),
+    Case(
+        "enroll: junk",
+        lambda p: ["enroll", "-m", p.model, "a", p.wav, "--db", p.file("voices.db", JUNK)],
+        "voices.db",
+        "is damaged or no database",
+    ),
+    Case(
+        "identify: junk",
+        lambda p: ["identify", "-m", p.model, p.wav, "--db", p.file("voices.db", JUNK)],
+        "voices.db",
+        "is damaged or no database",
+    ),
+    Case(
+        "verify: junk",
+        lambda p: ["verify", "-m", p.model, "a", p.wav, "--db", p.file("voices.db", JUNK)],
+        "voices.db",
+        "is damaged or no database",
+    ),
+    Case(
+        "verify: a command",
+        lambda p: ["verify", "-m", p.model, p.wav, f"touch {p.sentinel} |"],
+        "|",
+        "no such file",
+    ),
+    Case(
+        "verify: neither a voice nor a file",
+        lambda p: ["verify", "-m", p.model, "nobody.wav", p.wav, "--db", p.folder / "none.db"],
+        "none.db",
+        "no such database",
+    ),
+    Case("verify: no file", lambda p: ["verify", "-m", p.model, "nobody.wav", p.wav], "nobody.wav", "no such file"),
+    Case(
+        "voices: a broken address",
+        lambda p: ["voices", "list", "--db", "postgresql://me:secret@[::1/voices"],
+        "postgres",
+        "cannot be used|not installed",
+    ),
+    Case(
+        "voices import: seconds of NaN",
+        _import_of_nan,
+        "good.voices.jsonl",
+        "bad details of 'a'",
+    ),
+    Case(
+        "voices import: a pickle",
+        lambda p: ["voices", "import", p.file("v.npy", _object_array(p.sentinel)), "--db", p.folder / "v.db"],
+        "v.npy",
+        "cannot be read as arrays",
+    ),
 )
 
 MODELS = (
@@ -870,7 +1088,9 @@ def place(tmp_path: Path, small_bundle: Path, monkeypatch: pytest.MonkeyPatch) -
 
 @pytest.mark.timeout(60)
 @pytest.mark.parametrize(
-    "case", [*LISTS, *SCORING, *MODELS, *TRAININGS, *USAGE, *PUBLIC_MODELS], ids=lambda case: case.name
+    "case",
+    [*LISTS, *SCORING, *MODELS, *TRAININGS, *USAGE, *PUBLIC_MODELS, *CALIBRATIONS, *VOICES],
+    ids=lambda case: case.name,
 )
 def test_bad_file_is_refused(case: Case, place: Place) -> None:
     if "cuda" in case.names:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from speakerkit.errors import DataError
+from speakerkit.verification import trials as trials_module
 from speakerkit.verification.trials import Scores, Trials, read_scores, read_trials, write_scores, write_trials
 
 
@@ -66,6 +68,9 @@ def test_trials_round_trip(tmp_path: Path) -> None:
         ("a b target\na c target extra\n", "line 2 has 4 columns"),
         ("a\n", "line 1 has 1 columns"),
         ("a b 0.25\n", "unknown label '0.25'"),
+        ("a b target\n\n \na c true\n", "line 4 has an unknown label 'true'"),
+        ("a b\nc\nd e f\ng h\n", "line 2 has 1 columns"),
+        ("\n\na b target extra\n", "line 3 has 4 columns"),
     ],
 )
 def test_bad_trials_name_the_line(tmp_path: Path, text: str, fault: str) -> None:
@@ -88,6 +93,44 @@ def test_bad_trials_name_the_line(tmp_path: Path, text: str, fault: str) -> None
 def test_bad_scores_name_the_line(tmp_path: Path, text: str, fault: str) -> None:
     with pytest.raises(DataError, match=fault):
         read_scores(write(tmp_path / "scores", text))
+
+
+@pytest.mark.parametrize("characters", [1, 20, 50, 1 << 22])
+def test_blocks_of_text_do_not_show(tmp_path: Path, characters: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trials_module, "READ_CHARACTERS", characters)
+    monkeypatch.setattr(trials_module, "WRITTEN_LINES", 3)
+    rows = [(f"id{number % 5}", f"\0té{number % 7}" if number % 3 else "t", number % 2) for number in range(40)]
+    lines = [
+        f"{enrol}\t{test} {number / 7!r}  {('imp', 'tgt')[label]}" for number, (enrol, test, label) in enumerate(rows)
+    ]
+    for gap in ("\n", "\n\n \n", "\r\n"):
+        scores = read_scores(write(tmp_path / "scores", "\ufeff" + gap.join(lines)))
+        assert list(scores.trials.pairs()) == [(enrol, test) for enrol, test, _ in rows]
+        assert scores.scores.tolist() == [number / 7 for number in range(40)]
+        assert scores.trials.labels is not None
+        assert scores.trials.labels.tolist() == [bool(label) for *_, label in rows]
+    write_scores(tmp_path / "again", scores)
+    assert (tmp_path / "again").read_text(encoding="utf-8") == "".join(
+        f"{enrol} {test} {number / 7!r} {('nontarget', 'target')[label]}\n"
+        for number, (enrol, test, label) in enumerate(rows)
+    )
+    path = write(tmp_path / "scores", "\n".join([*lines[:30], "", "a b nan tgt"]))
+    with pytest.raises(DataError, match="line 32 has no finite score: 'a b nan tgt'"):
+        read_scores(path)
+    path.write_bytes(path.read_bytes() + b"\xff")
+    with pytest.raises(DataError, match="cannot be read as text"):
+        read_scores(path)
+
+
+def test_reading_needs_memory_for_numbers_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trials_module, "READ_CHARACTERS", 1 << 16)
+    path = write(tmp_path / "trials", "".join(f"id{n % 100} id{n % 99} target\n" for n in range(100_000)))
+    tracemalloc.start()
+    try:
+        assert len(read_trials(path)) == 100_000
+        assert tracemalloc.get_traced_memory()[1] < 5e6  # words alone take 15 MB
+    finally:
+        tracemalloc.stop()
 
 
 @given(st.lists(st.tuples(st.floats(allow_nan=False, allow_infinity=False), st.booleans()), min_size=1, max_size=30))

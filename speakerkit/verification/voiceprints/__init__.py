@@ -1,0 +1,1 @@
+"""Voiceprints: who is enrolled, with what, and who of them is speaking. Works without torch."""
