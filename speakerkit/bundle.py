@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 FORMAT = "speakerkit-bundle-1"
 CALIBRATION_FORMAT = "speakerkit-calibration-1"
 CONFIG, WEIGHTS, GRAPH, CALIBRATION = "config.yaml", "model.safetensors", "model.onnx", "calibration.json"
+GRAPH_ONLY = "onnx"  # model.name where there is a graph and no weights
 
 # An entry of an ONNX file's metadata as protobuf writes it: name, tag of the value, its length, the value.
 EXPORTED_FROM = rb"weights_sha256\x12\x40([0-9a-f]{64})"

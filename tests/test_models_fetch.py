@@ -276,10 +276,11 @@ def test_a_web_page_instead_of_a_model(shelf: Shelf) -> None:
     assert "is neither zip nor tar; a web page" in fetch(code=2).errors[0]
 
 
-def test_not_there(shelf: Shelf) -> None:
+def test_not_there(shelf: Shelf, home: Path) -> None:
     shelf.add_file("/nowhere.bin")
     ran = fetch(code=2)
     assert "/nowhere.bin: the server answers 404" in ran.errors[0]
+    assert not list(home.glob("models/.*partial")), "nothing came, and nothing is left"
     assert len(shelf.site.requests) == 1, "404 will not pass"
 
 

@@ -197,6 +197,7 @@ def test_further_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     assert len(known_models()) == len(MODELS) + 1
     monkeypatch.setenv("SPEAKERKIT_REGISTRY", str(tmp_path / "none.yaml"))
     assert "none.yaml: no such file" in speakerkit("models", "list").errors[0]
+    assert "none.yaml: no such file" in speakerkit("embed", "a.wav", "--model", "ours.internal").errors[0]
 
 
 def test_nearest_name() -> None:

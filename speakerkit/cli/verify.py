@@ -80,7 +80,7 @@ def _store_with(claimed: str, db: str | None) -> VoiceStore | None:
 
     is_file = os.path.isfile(claimed)  # pathlib raises where a name is too long for a file
     if db is None:
-        if not is_file:
+        if not os.path.exists(claimed):  # of a folder, the audio gate says that it is one
             raise DataError(claimed, "no such file", "check the path, or name a database of voices with --db")
         return None
     try:

@@ -12,7 +12,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from speakerkit.embedding.objective import HEADS, Objective, full_precision, number_above, one_of, whole_number
+from speakerkit.embedding.objective import (
+    HEADS,
+    Objective,
+    full_precision,
+    number_above,
+    one_of,
+    true_or_false,
+    whole_number,
+)
 from speakerkit.errors import ConfigError
 
 SMALLEST_SINE_SQUARED = 1e-7  # the root's gradient is infinite at zero
@@ -177,7 +185,9 @@ class SubcenterArcMargin(ArcMargin):
     ) -> None:
         super().__init__(embed_dim, num_classes * whole_number(1, "K", K), scale, margin)
         self.K, self.mp = K, number_above(0, "mp", mp)
-        self.k_top = 0 if do_lm else whole_number(0, "k_top", k_top)
+        self.k_top = whole_number(0, "k_top", k_top)
+        if true_or_false("do_lm", do_lm):
+            self.k_top = 0
         if self.mp > REFERENCE_MARGIN:
             raise ConfigError("head.args", f"mp is {mp}", f"it is at most {REFERENCE_MARGIN}, the margin it goes with")
 

@@ -62,6 +62,8 @@ class Joint(Objective):
         if not isinstance(parts, (list, tuple)) or not parts:
             raise ConfigError("head.args", "parts names no heads", "as in parts: [{name: softmax}, {name: ge2e}]")
         described = [parse(Part, part, f"head.args.parts[{index}]") for index, part in enumerate(parts)]
+        if any(part.name == "joint" for part in described):
+            raise ConfigError("head.args", "parts has a joint head in it", "name its parts here")
         self.weights = [number_above(0, "weight", part.weight) for part in described]
         built = [build_head(NamedConfig(part.name, part.args), embed_dim, num_classes) for part in described]
         self.parts = nn.ModuleList(built)

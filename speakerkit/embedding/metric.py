@@ -13,8 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from speakerkit.embedding.objective import HEADS, Objective, full_precision, number_above, one_of
-from speakerkit.errors import ConfigError
+from speakerkit.embedding.objective import HEADS, Objective, full_precision, number_above, one_of, true_or_false
 
 
 class MetricLoss(Objective):
@@ -60,7 +59,7 @@ class Triplet(MetricLoss):
         self, embed_dim: int, num_classes: int, mining: str = "hard", soft: bool = False, margin: float = 0.2
     ) -> None:
         super().__init__(embed_dim, num_classes)
-        self.mining, self.soft = one_of(("hard", "semi-hard"), "mining", mining), _switch("soft", soft)
+        self.mining, self.soft = one_of(("hard", "semi-hard"), "mining", mining), true_or_false("soft", soft)
         self.margin = None if soft else 0.0
         self.update(margin)
 
@@ -74,12 +73,6 @@ class Triplet(MetricLoss):
             return mean_or_zero(F.softplus(far - near))
         margin = self.margin if self.training and self.margin else 0.0
         return mean_or_zero(F.relu(far - near + margin))
-
-
-def _switch(name: str, value: object) -> bool:
-    if not isinstance(value, bool):
-        raise ConfigError("head.args", f"{name} is {value!r}", "it is true or false")
-    return value
 
 
 def hardest(distance: Tensor, positive: Tensor, negative: Tensor) -> tuple[Tensor, Tensor]:
@@ -216,7 +209,7 @@ class Centre(Objective):
 
     def __init__(self, embed_dim: int, num_classes: int, weight: float = 0.003, normalise: bool = False) -> None:
         super().__init__()
-        self.weight, self.normalise = number_above(0, "weight", weight), _switch("normalise", normalise)
+        self.weight, self.normalise = number_above(0, "weight", weight), true_or_false("normalise", normalise)
         self.centres = nn.Parameter(torch.empty(num_classes, embed_dim))
         nn.init.xavier_uniform_(self.centres)
 

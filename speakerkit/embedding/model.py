@@ -8,7 +8,7 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from speakerkit.bundle import CONFIG, Bundle
+from speakerkit.bundle import CONFIG, GRAPH_ONLY, Bundle
 from speakerkit.config import NamedConfig
 from speakerkit.embedding.objective import Objective
 from speakerkit.embedding.registry import Backbone, build_backbone
@@ -90,6 +90,8 @@ def open_backbone(bundle: Bundle) -> Backbone:
             ``embedding_size``, or tensors that do not fit.
     """
     config, path = bundle.config, bundle.path / CONFIG
+    if config.model.name == GRAPH_ONLY:
+        raise BundleError(bundle.path, "is an ONNX graph without weights", "give the bundle of weights of that model")
     try:
         backbone = backbone_for(config.model, config.frontend)
     except ConfigError as error:

@@ -95,6 +95,17 @@ def whole_number(least: int, name: str, value: object) -> int:
     return value
 
 
+def true_or_false(name: str, value: object) -> bool:
+    """An argument of a head that is true or false.
+
+    Raises:
+        ConfigError: it is neither.
+    """
+    if not isinstance(value, bool):
+        raise ConfigError("head.args", f"{name} is {value!r}", "it is true or false")
+    return value
+
+
 def one_of(known: tuple[str, ...], name: str, value: object) -> str:
     """An argument of a head that is one of a few words.
 

@@ -238,6 +238,8 @@ def _sized(
     """A model of free size; ``norm_first`` is the large models' way with normalisation, also of the convolutions."""
     if family not in ("wav2vec2", "wavlm"):
         raise ConfigError("family", f"is {family!r}", "choose wav2vec2 (also for HuBERT) or wavlm")
+    if layers < 1:
+        raise ConfigError("layers", f"is {layers}", "a Transformer has one or more")
     wavlm = {"encoder_num_buckets": 320, "encoder_max_distance": 800} if family == "wavlm" else {}
     return _torchaudio(
         f"{family}_model",

@@ -93,7 +93,7 @@ class TrainerConfig:
         ema: decay of the moving average of the weights, which validation and publishing then take; 0 keeps none.
         best_metric: validation metric, smaller is better, whose best checkpoint is kept; "" for the first that
             validation gives: ``valid_loss`` where there is one.
-        max_bad_steps: non-finite steps in a row that stop the run.
+        max_bad_steps: non-finite steps in a row that stop the run, as does a run of no others.
         threads: torch threads a rank on the CPU; 0 leaves torch's choice.
         channels_last: memory format for 2-D convolutions.
         compile: run the model through ``torch.compile``.

@@ -313,7 +313,7 @@ class Trainer:
         log.message(
             f"step {self.step}: loss or gradient not finite, skipped; batch: {', '.join(keys)}", logging.WARNING
         )
-        if in_row >= self.config.max_bad_steps:
+        if in_row >= min(self.config.max_bad_steps, self.config.steps):
             newest = list_checkpoints(self.folder)
             kept = f"the last finite checkpoint is {newest[-1]}" if newest else "no checkpoint was due before that"
             raise TrainingError(

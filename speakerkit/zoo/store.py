@@ -172,7 +172,11 @@ def _only_one(lock: Path) -> Iterator[None]:
 def _fetch_to(path: Path, name: str, card: ModelCard, urls: list[str]) -> None:
     partial, whole, old = (path.with_name(f".{path.name}.{kind}") for kind in ("partial", "whole", "old"))
     partial.mkdir(exist_ok=True)
-    hashes = [download(file, url, partial / file.name) for file, url in zip(card.files, urls, strict=True)]
+    try:
+        hashes = [download(file, url, partial / file.name) for file, url in zip(card.files, urls, strict=True)]
+    finally:
+        if not any(partial.iterdir()):
+            partial.rmdir()
     for leftover in (whole, old):
         shutil.rmtree(leftover, ignore_errors=True)
     whole.mkdir()
@@ -291,9 +295,11 @@ def open_name(path: Path) -> Path:
 
     Raises:
         BundleError: a registered model that has not been fetched, or that must be imported first.
+        ConfigError: the file that ``SPEAKERKIT_REGISTRY`` names cannot be used.
     """
     if path.exists() or len(path.parts) != 1:
         return path
+    known_models()  # a registry file that cannot be used is said as such
     try:
         name, card = find_model(path.name)
     except ConfigError as error:

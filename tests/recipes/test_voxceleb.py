@@ -135,11 +135,12 @@ def test_whole_recipe_then_nothing_left_to_do_then_a_broken_stage(corpus: Path, 
     assert again.stdout.count("done before, skipped") == 10
     assert (exp / "bundle" / "model.safetensors").read_bytes() == weights
 
-    averaged = run(*options, "--stage", "4", "--stop-stage", "4", workdir=workdir)
-    assert averaged.returncode == 0, averaged.stderr
-    rest = run(*options, workdir=workdir)
-    assert rest.stdout.count("done before, skipped") == 4, "what follows a stage that ran again must run again"
-    assert (exp / "bundle" / "model.onnx").is_file()
+    scored = run(*options, "--stage", "5", "--stop-stage", "5", workdir=workdir)
+    assert scored.returncode == 0, scored.stderr
+    rest = run(*options, "--stop-stage", "6", workdir=workdir)
+    assert rest.stdout.count("done before, skipped") == 5, "what follows a stage that ran again must run again"
+    assert "stage 6 (AS-norm)" in rest.stdout
+    assert not (exp / ".stage10.done").exists()
 
     (workdir / "data" / "mini" / "test" / "trials").write_text("8-7-0000 nobody target\n", encoding="utf-8")
     broken = run(*options, "--stage", "5", workdir=workdir)

@@ -232,11 +232,16 @@ def test_what_teaches_nothing_is_refused(
     text = (teacher / "config.yaml").read_text().replace("sample_rate: 16000", "sample_rate: 8000")
     (slow / "config.yaml").write_text(text)
     (slow / "model.safetensors").write_bytes((teacher / "model.safetensors").read_bytes())
+    graph = tmp_path / "graph"
+    graph.mkdir()
+    (graph / "model.onnx").write_bytes(b"")
+    (graph / "config.yaml").write_text((teacher / "config.yaml").read_text().replace("name: ECAPA_TDNN", "name: onnx"))
     for name, settings, data, fault in (
         ("a bundle", taught_by_labels(teacher), {}, "is a bundle, which has no classes"),
         ("another rate", {"teacher": str(slow)}, {}, "hears 8000 Hz, the student 16000 Hz"),
         ("other speeds", taught_by_labels(average), {"speeds": [1.0]}, "tells other classes apart"),
         ("nowhere", {"teacher": str(tmp_path / "none")}, {}, "no such model folder"),
+        ("a graph", {"teacher": str(graph)}, {}, "is an ONNX graph without weights"),
         ("no experiment", taught_by_labels(corpus / "train.list"), {}, "train.list: is refused"),
     ):
         done = speakerkit("train", experiment(name, distillation=settings, data=data))

@@ -24,22 +24,19 @@ from tests.training.states import identical, last_state, log_of
 
 Experiment = Callable[..., Path]
 
-LIMIT = 60  # seconds within which every rank has ended
+LIMIT = 180  # seconds after which a rank that still runs hangs
 
 
-def run(*words: str | Path, **options: Any) -> tuple[subprocess.CompletedProcess[str], float]:
-    """A command to its end, with the seconds that it took."""
-    began = time.monotonic()
-    done = subprocess.run(
-        [sys.executable, *map(str, words)], capture_output=True, text=True, timeout=3 * LIMIT, check=False, **options
+def run(*words: str | Path, **options: Any) -> subprocess.CompletedProcess[str]:
+    """A command to its end; one that hangs fails the test."""
+    return subprocess.run(
+        [sys.executable, *map(str, words)], capture_output=True, text=True, timeout=LIMIT, check=False, **options
     )
-    return done, time.monotonic() - began
 
 
-def ended_clearly(done: subprocess.CompletedProcess[str], seconds: float, message: str) -> None:
-    """Assert exit code 2 in time, with one message and no traceback."""
+def ended_clearly(done: subprocess.CompletedProcess[str], message: str) -> None:
+    """Assert exit code 2, with one message and no traceback."""
     assert done.returncode == 2, done.stderr
-    assert seconds < LIMIT
     assert "Traceback" not in done.stderr
     errors = [line for line in done.stderr.splitlines() if "error:" in line]
     assert len(errors) == 1, done.stderr
@@ -59,7 +56,7 @@ def test_two_ranks_equal_one_process_with_the_doubled_batch(tmp_path: Path) -> N
         for rank in range(2)
     ]
     assert [process.wait(LIMIT) for process in ranks] == [0, 0]
-    done, _ = run("-m", "tests.training.toy", tmp_path / "one", "8")
+    done = run("-m", "tests.training.toy", tmp_path / "one", "8")
     assert done.returncode == 0, done.stderr
     first, second, alone = (
         torch.load(tmp_path / name, weights_only=True) for name in ("two/rank0.pt", "two/rank1.pt", "one/rank0.pt")
@@ -79,9 +76,8 @@ def test_train_nproc_2(experiment: Experiment, corpus: Path, tmp_path: Path) -> 
     """Three shards on two ranks with more loading processes than shards each; then again to the end, in one process."""
     data = {"format": "shard", "train": str(corpus / "shards" / "shard.list"), "workers": 2, "valid_trials": None}
     config = experiment(data=data, trainer={"save_every": 3})
-    done, seconds = run("-m", "speakerkit", "train", config, "--nproc", "2", "--stop-after", "4")
+    done = run("-m", "speakerkit", "train", config, "--nproc", "2", "--stop-after", "4")
     assert done.returncode == 0, done.stderr
-    assert seconds < LIMIT
     assert "Traceback" not in done.stderr
     assert done.stdout.count("step 4 of 6") == 1
     assert "2 rank(s)" in log_of(tmp_path / "exp")
@@ -94,7 +90,7 @@ def test_train_nproc_2(experiment: Experiment, corpus: Path, tmp_path: Path) -> 
 @pytest.mark.slow
 def test_plain_torchrun(experiment: Experiment, tmp_path: Path) -> None:
     words = ("-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "speakerkit", "train", experiment())
-    done, _ = run(*words)
+    done = run(*words)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("step 6 of 6") == 1
     assert last_state(tmp_path / "exp")["task"]["position"] == 48
@@ -106,7 +102,7 @@ def test_two_ranks_resume_bit_for_bit(experiment: Experiment, tmp_path: Path) ->
     for name, stops in (("whole", ()), ("parts", ("2",))):
         config = experiment(name, **settings)
         for words in [*(("--stop-after", stop) for stop in stops), ()]:
-            done, _ = run("-m", "speakerkit", "train", config, "--nproc", "2", *words)
+            done = run("-m", "speakerkit", "train", config, "--nproc", "2", *words)
             assert done.returncode == 0, done.stderr
     assert identical(last_state(tmp_path / "whole"), last_state(tmp_path / "parts"))
 
@@ -123,7 +119,7 @@ def test_two_ranks_that_distil_have_the_same_weights(
         optim={"lr_factors": {"backbone.layer1": 0.0}},
     )
     words = ("-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "tests.training.ranked", config, tmp_path)
-    done, _ = run(*words)
+    done = run(*words)
     assert done.returncode == 0, done.stderr
     first, second = (torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in range(2))
     assert first["model"]["projection.weight"].shape == (16, 12)
@@ -137,8 +133,8 @@ def test_an_existing_folder_with_resume_none(experiment: Experiment, tmp_path: P
     config = experiment(trainer={"steps": 2})
     run_experiment(config)
     before = {path: path.read_bytes() for path in (tmp_path / "exp").rglob("*") if path.is_file()}
-    done, seconds = run("-m", "speakerkit", "train", config, "--resume", "none", *launcher)
-    ended_clearly(done, seconds, "holds checkpoints of an earlier run")
+    done = run("-m", "speakerkit", "train", config, "--resume", "none", *launcher)
+    ended_clearly(done, "holds checkpoints of an earlier run")
     assert before == {path: path.read_bytes() for path in (tmp_path / "exp").rglob("*") if path.is_file()}
 
 
@@ -148,8 +144,8 @@ def test_an_unreadable_shard(experiment: Experiment, corpus: Path, tmp_path: Pat
     (tmp_path / "bad.tar").write_bytes(Path(shards[0]).read_bytes()[:1000])
     (tmp_path / "shard.list").write_text("\n".join([*shards[1:], str(tmp_path / "bad.tar")]))
     data = {"format": "shard", "train": str(tmp_path / "shard.list"), "valid": None, "valid_trials": None}
-    done, seconds = run("-m", "speakerkit", "train", experiment(data=data), "--nproc", "2")
-    ended_clearly(done, seconds, r"bad\.tar: ")
+    done = run("-m", "speakerkit", "train", experiment(data=data), "--nproc", "2")
+    ended_clearly(done, r"bad\.tar: ")
 
 
 @pytest.mark.slow
@@ -161,24 +157,23 @@ def test_bad_files_that_one_rank_meets(experiment: Experiment, corpus: Path, tmp
     write_utterance_list(tmp_path / "train.list", entries)
     data = {"train": str(tmp_path / "train.list"), "workers": 1, "valid_trials": None}
     config = experiment(data=data, trainer={"steps": 10000})
-    done, seconds = run("-m", "speakerkit", "train", config, "--nproc", "2")
-    ended_clearly(done, seconds, "% of what was drawn cannot be read")
+    done = run("-m", "speakerkit", "train", config, "--nproc", "2")
+    ended_clearly(done, "% of what was drawn cannot be read")
 
 
 @pytest.mark.slow
 def test_a_device_that_is_not_there_is_said_once(experiment: Experiment) -> None:
     if torch.cuda.is_available():
         pytest.skip("this machine has CUDA")
-    done, seconds = run("-m", "speakerkit", "train", experiment(trainer={"device": "cuda"}), "--nproc", "2")
-    ended_clearly(done, seconds, "device cuda: cannot be used")
+    done = run("-m", "speakerkit", "train", experiment(trainer={"device": "cuda"}), "--nproc", "2")
+    ended_clearly(done, "device cuda: cannot be used")
 
 
 @pytest.mark.slow
 def test_data_smaller_than_one_batch_repeats_with_a_warning(experiment: Experiment, tmp_path: Path) -> None:
     config = experiment(data={"batch_size": 32}, trainer={"steps": 2})
-    done, seconds = run("-m", "speakerkit", "train", config, "--nproc", "2")
+    done = run("-m", "speakerkit", "train", config, "--nproc", "2")
     assert done.returncode == 0, done.stderr
-    assert seconds < LIMIT
     assert done.stderr.count("12 utterances are fewer than a step takes") == 1
 
 
@@ -186,8 +181,8 @@ def test_data_smaller_than_one_batch_repeats_with_a_warning(experiment: Experime
 def test_nan_on_one_rank_is_named_by_the_other(experiment: Experiment, tmp_path: Path) -> None:
     settings = {"max_bad_steps": 2, "steps": 20}
     config = experiment(optim={"lr": 1e30}, schedule={"name": "constant", "warmup_steps": 0}, trainer=settings)
-    done, seconds = run("-m", "speakerkit", "train", config, "--nproc", "2")
-    ended_clearly(done, seconds, "not finite")
+    done = run("-m", "speakerkit", "train", config, "--nproc", "2")
+    ended_clearly(done, "not finite")
 
 
 @pytest.mark.slow
@@ -208,7 +203,7 @@ def test_a_rank_killed_in_the_middle(experiment: Experiment, tmp_path: Path, vic
     everyone = [process.pid, *ranks, *(grandchild for rank in ranks for grandchild in children_of(rank))]
     os.kill(ranks[victim], signal.SIGKILL)
     began = time.monotonic()
-    _, rest = process.communicate(timeout=2 * LIMIT)
+    _, rest = process.communicate(timeout=LIMIT)
     done = subprocess.CompletedProcess([], process.returncode, stderr="".join(lines) + rest)
     ended_clearly(done, time.monotonic() - began, r"rank \d: was killed or crashed")
     wait_for_the_end_of(everyone)

@@ -91,6 +91,12 @@ def test_nan_steps_in_a_row_stop_the_run_and_keep_the_last_finite_checkpoint(tmp
     assert all(torch.isfinite(tensor).all() for tensor in last_state(tmp_path)["model"].values())
 
 
+def test_a_run_of_nothing_else_is_no_success(tmp_path: Path) -> None:
+    trainer = toy_trainer(tmp_path, ToyTask(poison=tuple(range(4000))), max_bad_steps=100)
+    with pytest.raises(TrainingError, match=r"12 steps in a row.*no checkpoint was due"):
+        trainer.fit()
+
+
 def test_single_nan_steps_never_stop_it(tmp_path: Path) -> None:
     trainer = toy_trainer(tmp_path, ToyTask(poison=tuple(range(0, 96, 16))), max_bad_steps=2)
     assert trainer.fit().step == 12

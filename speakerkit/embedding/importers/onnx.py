@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from speakerkit.bundle import BundleConfig
+from speakerkit.bundle import GRAPH_ONLY, BundleConfig
 from speakerkit.config import NamedConfig
 from speakerkit.errors import BundleError, ConfigError, first_line
 from speakerkit.features import FrontEnd
@@ -57,7 +57,7 @@ def describe_graph(path: Path, window: str | None, scale: str | None, num_mels: 
         raise BundleError(path, f"cannot be given a front-end ({error})", "check its metadata") from None
     size = _embedding_size(session, path, batch or 1, frontend.num_mels)
     args = {"batch": batch} if batch is not None else {}
-    return BundleConfig(NamedConfig("onnx", args), frontend, size)
+    return BundleConfig(NamedConfig(GRAPH_ONLY, args), frontend, size)
 
 
 def _embedding_size(session: Any, path: Path, batch: int, mels: int) -> int:
