@@ -277,13 +277,15 @@ adapt() {
 }
 
 stage_7() {
-  local set turns
+  local set folders turns
   rm -rf "$exp/scores"
   for set in "${sets[@]}"; do
     mkdir -p "$exp/scores/$set"
-    for turns in "$exp/turns/$set/"*-*.rttm; do score "$set" "$turns"; done
+    folders=("$exp/turns/$set")
+    [ "$set" != part2 ] || folders+=("$exp/turns/callhome") # what was not adapted is for all recordings
+    find "${folders[@]}" -maxdepth 1 -name '*-*.rttm' | sort >"$exp/scores/$set.list"
+    while IFS= read -r turns; do score "$set" "$turns"; done <"$exp/scores/$set.list"
   done
-  [ "$corpus" != callhome ] || for turns in "$exp/turns/callhome/"*-*.rttm; do score part2 "$turns"; done
 }
 
 score() { # set, turns; of recordings in which nobody is found there are no lines, and other sets may be in them
