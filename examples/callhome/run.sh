@@ -300,7 +300,7 @@ stage_8() {
   python3 "$root/tools/diarization_results.py" "$exp" --label "$label" --command "$command" "${tables[@]}" \
     --revision "$(git -C "$root" describe --always --dirty 2>/dev/null || echo unknown)"
   mapfile -t worst <"$exp/worst" # recording, audio, system
-  speakerkit report diarization "$exp/turns/$tuning/${worst[2]}.rttm" --recording "${worst[0]}" --audio "${worst[1]}" \
+  speakerkit report diarization "$exp/turns/$tuning/${worst[2]}.rttm" --recording "${worst[0]}" --audio "${worst[1]}" --embed-audio \
     --title-label "$label: ${worst[0]} by ${worst[2]}, the worst" --out "$exp/report.html"
 }
 
