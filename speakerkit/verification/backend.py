@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,6 +21,8 @@ from speakerkit.verification.psda import Psda, train_psda
 from speakerkit.verification.speakers import SpeakerStatistics, speakers_of
 from speakerkit.verification.trials import Scores, Trials
 from speakerkit.verification.vectors import Floats, require_directions, unit
+
+logger = logging.getLogger("speakerkit.verification")
 
 DEFAULT_CHAIN = "mean-subtract | length-norm"
 
@@ -174,6 +177,9 @@ def adapt_backend(
 ) -> Backend:
     """Adapt a PLDA back-end to the domain of ``embeddings``.
 
+    Without labels, so few embeddings that they cannot vary in every direction are warned of: what makes their few
+    speakers differ is then taken for the domain.
+
     Args:
         backend: of the old domain.
         embeddings: of the new one.
@@ -199,6 +205,13 @@ def adapt_backend(
     vectors, source, model = _vectors(embeddings, embeddings.keys), embeddings.source, backend.model
     chain = backend.chain.recentred(vectors) if recentre else backend.chain
     rows = chain.apply(vectors, embeddings.keys, source)
+    if method != "interpolate" and len(rows) <= model.dim:
+        logger.warning(
+            "%s: adapts %d values to %d recordings, which may do harm; take more, of many speakers, and compare",
+            source,
+            model.dim,
+            len(rows),
+        )
     if method == "kaldi":
         adapted = adaptation.adapt_kaldi(model, rows, **scales, source=source)
     elif method == "coral":

@@ -33,6 +33,7 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 DASHES = ("-", "--", "-.", ":")
 INK, GRID = "#333333", "#E3E3E3"
 LEGEND: Any = {"frameon": True, "framealpha": 0.95, "edgecolor": GRID, "fancybox": False}
+SHORT: Any = {"fontsize": 8, "columnspacing": 1.0, "handlelength": 1.4}  # for long entries in one line
 STYLE: Any = {
     "font.family": "DejaVu Sans",  # comes with matplotlib: the same picture on every machine
     "font.size": 10,
@@ -124,7 +125,7 @@ def plot_histogram(scores: Scores, path: Target, title: str = "", threshold: flo
         axes.axvline(at, color=INK, linewidth=1.2, linestyle="--", label=f"{what} {at:.4g}", zorder=4)
         axes.set(xlabel="Score", ylabel="Density", xlim=(edges[0], edges[-1]))
         axes.set_ylim(bottom=0)
-        axes.legend(loc="upper left", bbox_to_anchor=(0, -0.12), ncols=3, borderaxespad=0, **LEGEND)
+        axes.legend(loc="upper left", bbox_to_anchor=(0, -0.12), ncols=3, borderaxespad=0, **SHORT, **LEGEND)
 
 
 def plot_reliability(

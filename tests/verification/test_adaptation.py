@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from scipy.linalg import sqrtm
 
-from speakerkit.data.ark import Embeddings, write_embeddings
+from speakerkit.data.ark import Embeddings, read_embeddings, write_embeddings
 from speakerkit.errors import ConfigError, DataError
 from speakerkit.verification.adaptation import adapt_coral, adapt_coral_plus, adapt_kaldi, interpolate
 from speakerkit.verification.backend import adapt_backend, train_backend
@@ -274,3 +274,13 @@ def test_psda_is_not_adapted() -> None:
     backend = train_backend(embeddings, dict(zip("abcd", "xxyy", strict=True)), "none", kind="psda")
     with pytest.raises(ConfigError, match="this is PSDA"):
         adapt_backend(backend, embeddings, "kaldi")
+
+
+def test_few_recordings_are_warned_of(files: Path, caplog: pytest.LogCaptureFixture) -> None:
+    backend, new = read_backend(files / "b"), read_embeddings(files / "new.npz")
+    adapt_backend(backend, new, "kaldi")
+    assert not caplog.records
+    few = Embeddings(new.keys[:4], new.vectors[:4], new.source)
+    adapt_backend(backend, few, "coral+")
+    assert "adapts 4 values to 4 recordings" in caplog.text
+    assert "new.npz" in caplog.text
