@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-EXTRAS := train,formats,search,postgres,dev
+EXTRAS := train,eval,formats,search,postgres,dev
 
 .PHONY: demo test test-slow lint bench clean
 

@@ -14,6 +14,7 @@ TRAIN = [
     "tensorboard>=2.16",
     "matplotlib>=3.8",
     "espeakng-loader>=0.2.4",
+    "pyroomacoustics>=0.8",  # responses of simulated rooms
 ]
 EVAL = ["torchmetrics>=1.4", "pystoi>=0.4", "pesq>=0.0.4", "pyloudnorm>=0.1.1"]
 FORMATS = ["av>=12"]
@@ -29,6 +30,7 @@ DEV = [
     "types-tqdm",
     "kaldi-native-fbank>=1.20",
     "spy-der>=0.4.1",
+    "mir_eval>=0.8,<0.9",  # oracle of the BSSEval figures; 0.9 drops them
     *SEARCH,
     *POSTGRES,
 ]

@@ -1,0 +1,1 @@
+"""Target-speaker extraction: from a mixture and an enrolment to the target's voice alone."""

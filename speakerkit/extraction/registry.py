@@ -1,0 +1,95 @@
+"""What every extraction model offers, and the models by name: what ``model`` and its ``args`` stand for."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from torch import Tensor, nn
+
+from speakerkit.errors import ConfigError
+from speakerkit.registry import Registry, suggest
+
+MODEL_FILES = ("spex_plus", "voicefilter", "atss_net", "bsrnn", "conv_tasnet", "dprnn")
+
+
+@dataclass(frozen=True, eq=False)
+class Extracted:
+    """What a model makes of B mixtures, for K voices each (or K blind sources).
+
+    Attributes:
+        waveform: (B, K, S) estimate, as long as the mixture.
+        scales: further estimates (B, K, S) of a multi-scale model, which its loss weighs.
+        magnitude: (B, K, T, F) masked magnitude of a model that is trained on magnitudes, by its own STFT.
+    """
+
+    waveform: Tensor
+    scales: tuple[Tensor, ...] = ()
+    magnitude: Tensor | None = None
+
+
+class Extractor(nn.Module):
+    """Mixtures and voices in, one waveform a voice out; a model file derives from this and registers itself.
+
+    ``forward(mixture (B, S), voices (B, K, D)) -> Extracted``: what depends on the mixture alone is computed once for
+    its K voices. A blind separator takes no voices (``voices=None``) and gives its K sources in no order.
+    Any S from ``min_samples`` on; the level of the output follows that of the input.
+
+    Attributes:
+        voice_size: D; 0 for a blind separator.
+        sources: K of a blind separator; 0 where the voices say how many.
+        min_samples: the shortest mixture.
+    """
+
+    voice_size: int
+    sources: int = 0
+    min_samples: int
+
+    def enrol(self, enrolment: Tensor, lengths: Tensor) -> Tensor:
+        """Voices (N, D) of enrolments (N, S), of which the first ``lengths`` (N,) samples are real; padding beyond changes
+        nothing. Only for models with a speaker encoder of their own; the others take embeddings of a bundle."""
+        raise NotImplementedError
+
+    def magnitudes(self, waveform: Tensor) -> Tensor:
+        """(..., S) to (..., T, F) of the model's STFT: the target of ``Extracted.magnitude``."""
+        raise NotImplementedError
+
+
+Builder = TypeVar("Builder", bound=Callable[..., Extractor])
+
+EXTRACTORS: Registry[Callable[..., Extractor]] = Registry("extraction model")
+
+
+def register_extractor(name: str) -> Callable[[Builder], Builder]:
+    """Decorator that enters a model class or factory under ``name``."""
+
+    def enter(builder: Builder) -> Builder:
+        EXTRACTORS.register(name)(builder)
+        return builder
+
+    return enter
+
+
+def extractor_names() -> list[str]:
+    """Every registered name, those of the files in this folder included."""
+    for file in MODEL_FILES:
+        importlib.import_module(f"speakerkit.extraction.{file}")
+    return list(EXTRACTORS)
+
+
+def build_extractor(name: str, **args: Any) -> Extractor:
+    """The model of that name with random weights.
+
+    Raises:
+        ConfigError: the name or one of the arguments is unknown; the message suggests the nearest one.
+    """
+    extractor_names()
+    builder = EXTRACTORS[name]
+    known = list(inspect.signature(builder).parameters)
+    for arg in args:
+        if arg not in known:
+            raise ConfigError(f"extraction model {name!r}", f"has no argument {arg!r}", suggest(arg, known))
+    return builder(**args)
