@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import shutil
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 FORMAT = "speakerkit-bundle-1"
 CALIBRATION_FORMAT = "speakerkit-calibration-1"
 CONFIG, WEIGHTS, GRAPH, CALIBRATION = "config.yaml", "model.safetensors", "model.onnx", "calibration.json"
+NOTICES = ("LICENSE", "README.md")
 GRAPH_ONLY = "onnx"  # model.name where there is a graph and no weights
 
 # An entry of an ONNX file's metadata as protobuf writes it: name, tag of the value, its length, the value.
@@ -267,6 +269,17 @@ def write_bundle(path: str | Path, config: BundleConfig, tensors: dict[str, Tens
     write_weights(path / WEIGHTS, tensors)
     write_yaml(path / CONFIG, to_dict(config))
     return Bundle(path, config)
+
+
+def copy_bundle(bundle: Bundle, out: str | Path) -> Bundle:
+    """The same bundle in another folder, byte for byte, so that embeddings of the two may be compared."""
+    out = Path(out)
+    out.mkdir(parents=True, exist_ok=True)
+    for name in (CONFIG, bundle.weights, GRAPH, CALIBRATION, *NOTICES):
+        (out / name).unlink(missing_ok=True)
+        if (bundle.path / name).is_file():
+            shutil.copyfile(bundle.path / name, out / name)
+    return read_bundle(out)
 
 
 def write_graph_bundle(path: str | Path, config: BundleConfig, graph: Path) -> Bundle:

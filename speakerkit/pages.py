@@ -6,16 +6,21 @@ import base64
 import hashlib
 import os
 import platform
+import re
 from collections.abc import Iterable, Mapping
 from html import escape
 from importlib.metadata import version
 from pathlib import Path
 from urllib.parse import quote
+from xml.etree import ElementTree
 
 from speakerkit import __version__
 from speakerkit.errors import one_line
 from speakerkit.files import atomic_open
 
+DRAWING = "{http://www.w3.org/2000/svg}"
+# Colours of the plots that are others on a dark page.
+THEMED = {"#333333": "var(--ink)", "#000000": "var(--ink)", "#ffffff": "var(--paper)", "#e3e3e3": "var(--line)"}
 STYLE = """
 :root{color-scheme:light dark;--ink:#22272c;--soft:#58616a;--paper:#ffffff;--line:#dfe3e6;--link:#0b57a4}
 @media (prefers-color-scheme:dark){
@@ -60,6 +65,11 @@ def file_link(path: str | Path, folder: Path) -> str:
     return Path(path).as_uri() if os.path.isabs(path) else quote(Path(os.path.relpath(path, folder)).as_posix())
 
 
+def data_address(kind: str, content: bytes) -> str:
+    """Address that holds ``content`` itself, of the MIME type ``kind``."""
+    return f"data:{kind};base64,{base64.b64encode(content).decode()}"
+
+
 def provenance(rows: Mapping[str, str], packages: Iterable[str]) -> str:
     """The page's last part: ``rows`` on how it was made, and versions of what it was made with."""
     versions = {"speakerkit": __version__, "Python": platform.python_version()}
@@ -85,7 +95,8 @@ def write_page(path: str | Path, title: str, parts: Iterable[str], *, style: str
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     allowed = f"'sha256-{digest}'" if script else "'none'"
     policy = (
-        f"default-src 'none'; script-src {allowed}; style-src 'unsafe-inline'; media-src 'self' file: data:; "
+        f"default-src 'none'; script-src {allowed}; style-src 'unsafe-inline'; img-src data:; "
+        "media-src 'self' file: data:; "
         "base-uri 'none'; form-action 'none'"
     )
     with atomic_open(path) as stream:
@@ -100,3 +111,37 @@ def write_page(path: str | Path, title: str, parts: Iterable[str], *, style: str
         if script:
             stream.write(f"<script>{script}</script>\n")
         stream.write("</body>\n</html>\n")
+
+
+def inline_svg(svg: str, prefix: str, label: str) -> str:
+    """A picture of matplotlib's as part of an HTML page: small, in the page's colours, with ids of its own.
+
+    Args:
+        svg: the file's text.
+        prefix: in front of its ids, which must differ among the pictures of a page.
+        label: what is read out in place of the picture.
+    """
+    root = ElementTree.fromstring(svg)  # noqa: S314 - we have just drawn it; comments, which hold names, are dropped
+    for parent in list(root.iter()):
+        for child in [child for child in parent if child.tag in (f"{DRAWING}metadata", f"{DRAWING}style")]:
+            parent.remove(child)
+    used = set(re.findall(r"(?:href=\"|url\()#([^\")]+)", svg))
+    for element in root.iter():
+        element.tag = element.tag.removeprefix(DRAWING)
+        attributes = {name.rpartition("}")[2]: value for name, value in element.attrib.items()}
+        element.attrib = {
+            name: _attribute(name, value, prefix) for name, value in attributes.items() if name != "id" or value in used
+        }
+    box = root.attrib["viewBox"]
+    root.attrib = {"viewBox": box, "role": "img", "aria-label": one_line(label)}
+    return ElementTree.tostring(root, encoding="unicode")
+
+
+def _attribute(name: str, value: str, prefix: str) -> str:
+    if name == "id":
+        return prefix + value
+    if name == "d":  # a hundredth of a point is not seen
+        return re.sub(r"-?\d+\.\d{3,}", lambda number: f"{float(number[0]):.2f}", value)
+    if name == "style":
+        value = re.sub(r"#[0-9a-f]{6}", lambda colour: THEMED.get(colour[0], colour[0]), value)
+    return re.sub(r"^#|(?<=url\()#", f"#{prefix}", value) if name in ("href", "clip-path") else value

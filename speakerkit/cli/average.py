@@ -19,6 +19,7 @@ def average(
 ) -> None:
     """Average checkpoints into a model bundle."""
     from speakerkit.errors import MissingExtraError
+    from speakerkit.extraction.bundle import ExtractionBundle
 
     try:
         from speakerkit.training.publish import publish
@@ -28,5 +29,8 @@ def average(
     bundle = publish(exp_dir, out or exp_dir / "bundle", last=last, best=best, ema=ema)
     if isinstance(bundle, Path):
         typer.echo(f"{bundle}: a model that diarizes")
+        return
+    if isinstance(bundle, ExtractionBundle):
+        typer.echo(f"{bundle.path}: {bundle.config.model.name}, extracts at {bundle.config.sample_rate} Hz")
         return
     typer.echo(f"{bundle.path}: {bundle.config.model.name}, embeddings of {bundle.config.embedding_size}")

@@ -39,11 +39,12 @@ def conversations(
 ) -> None:
     """Mix conversations of several talkers, with their RTTM; the same command goes on where it was stopped."""
     from speakerkit.data.lists import read_vad
+    from speakerkit.data.sources import read_sources, require_recordings
     from speakerkit.data.stores import open_store
     from speakerkit.diarization import simulation
     from speakerkit.diarization.formats import read_turns
 
-    utterances = simulation.read_sources(source, allow_pipes)
+    utterances = read_sources(source, allow_pipes)
     if segments is not None:
         utterances = simulation.with_segments(utterances, read_vad(segments), segments)
     measured = simulation.VOXCONVERSE
@@ -58,7 +59,7 @@ def conversations(
         snr=snr,
         reverb_share=reverb_share,
     )
-    noises, rooms = (None if path is None else simulation.require_recordings(open_store(path)) for path in (noise, rir))
+    noises, rooms = (None if path is None else require_recordings(open_store(path)) for path in (noise, rir))
     made = simulation.Conversations(utterances, settings, seed, noises, rooms)
     hours = simulation.write_conversations(made, out, count, workers)
     typer.echo(f"{out}: {count} conversations, {hours:.2f} h")

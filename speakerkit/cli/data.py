@@ -9,6 +9,7 @@ import typer
 
 from speakerkit.cli import lists
 from speakerkit.cli.conversations import conversations
+from speakerkit.cli.mixtures import librimix, mixtures, rooms
 from speakerkit.cli.options import Json
 
 app = typer.Typer(help="Corpora and lists: prepare, generate, check, pack.", no_args_is_help=True)
@@ -21,7 +22,7 @@ def prepare(
     corpus: Annotated[
         str,
         typer.Argument(
-            help="voxceleb1, voxceleb2, librispeech, callhome, folder (one per speaker), musan, noise, rirs."
+            help="voxceleb1, voxceleb2, librispeech, librimix, callhome, folder (one per speaker), musan, noise, rirs."
         ),
     ],
     root: Annotated[Path, typer.Argument(help="Folder that the corpus was unpacked to.")],
@@ -30,7 +31,10 @@ def prepare(
         str | None, typer.Option(help="Part of the corpus: dev, train-clean-100, simulated, music ...")
     ] = None,
     trials: Annotated[
-        str | None, typer.Option(help="\"all-pairs\", or a trial list to convert (Kaldi's or VoxCeleb's).")
+        str | None,
+        typer.Option(
+            help="\"all-pairs\", or a trial list to convert (Kaldi's or VoxCeleb's); of librimix, enrolments."
+        ),
     ] = None,
     workers: Workers = 8,
 ) -> None:
@@ -111,5 +115,15 @@ def check(
         raise typer.Exit(2)
 
 
-for command in (conversations, lists.raw, lists.holdout, lists.shards, lists.lmdb, lists.augmentations):
+for command in (
+    conversations,
+    librimix,
+    mixtures,
+    rooms,
+    lists.raw,
+    lists.holdout,
+    lists.shards,
+    lists.lmdb,
+    lists.augmentations,
+):
     app.command()(command)

@@ -26,6 +26,7 @@ from speakerkit.cli.finetune import finetune
 from speakerkit.cli.identify import identify
 from speakerkit.cli.import_ import import_
 from speakerkit.cli.metrics import metrics
+from speakerkit.cli.score_extraction import score_extraction
 from speakerkit.cli.similarity import similarity
 from speakerkit.cli.train import train
 from speakerkit.cli.vad import vad
@@ -71,6 +72,7 @@ for name, command in (
     ("quality", ratios.quality),
     ("draw-trials", ratios.draw),
     ("der", der),
+    ("extraction", score_extraction),
 ):
     score.app.command(name)(command)
 app.add_typer(report.app, name="report")

@@ -14,7 +14,8 @@ import typer
 from speakerkit.cli.options import Json
 
 if TYPE_CHECKING:
-    from speakerkit.verification.bootstrap import Bootstrap, Interval
+    from speakerkit.intervals import Interval
+    from speakerkit.verification.bootstrap import Bootstrap
     from speakerkit.verification.trials import Scores
 
 

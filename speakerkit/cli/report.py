@@ -12,6 +12,7 @@ import typer
 from typer.core import TyperGroup
 
 from speakerkit.cli.metrics import AreRatios, Replicates, ScoreFiles, Seed, Speakers, read_systems, replicate
+from speakerkit.cli.score_extraction import Estimates, Metrics, Reference, Workers, run_scoring
 
 if TYPE_CHECKING:
     from speakerkit.diarization.turns import Diarization
@@ -31,7 +32,7 @@ class _Pages(TyperGroup):
 
 app = typer.Typer(
     cls=_Pages,
-    help="One HTML page: of a test set's trials (the default), or of who speaks in a recording.",
+    help="One HTML page: of a test set's trials (the default), of who speaks in a recording, or of extracted voices.",
     no_args_is_help=True,
 )
 
@@ -96,6 +97,34 @@ def diarization(
     found = _one(read_turns(turns), recording, turns)
     write_report(out, found, audio=audio, embed_audio=embed_audio, title=title_label, notes=_notes(date))
     typer.echo(f"{out}: report on {len(found.turns)} turns", err=True)
+
+
+@app.command()
+def extraction(
+    reference: Reference,
+    estimates: Estimates,
+    out: Page,
+    scores: Annotated[
+        Path | None, typer.Option(help="What `score extraction --json` found, instead of scoring here.")
+    ] = None,
+    metrics: Metrics = "si-sdr,sdr",
+    worst: Annotated[int, typer.Option(min=0, help="Estimates to show, the worst first.")] = 20,
+    workers: Workers = 1,
+    title_label: Annotated[str, typer.Option(help="Heading of the page, such as the test set.")] = "",
+    date: Date = "",
+) -> None:
+    """Extracted voices: figures, box plots, and the worst estimates with spectrograms and sound, all in one file."""
+    from speakerkit.extraction.report import write_report
+    from speakerkit.extraction.scores import read_scores
+    from speakerkit.extraction.scoring import read_estimates, read_items
+    from speakerkit.pictures import require_matplotlib
+
+    _require_html(out)
+    require_matplotlib("report")
+    items = read_items(reference)
+    found = run_scoring(items, estimates, metrics, workers=workers) if scores is None else read_scores(scores)
+    write_report(out, found, items, read_estimates(estimates), worst=worst, title=title_label, notes=_notes(date))
+    typer.echo(f"{out}: report on {len(found.items)} voices", err=True)
 
 
 def _one(found: Mapping[str, Diarization], recording: str | None, source: Path) -> Diarization:

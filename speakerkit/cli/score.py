@@ -39,7 +39,7 @@ app.command("plda")(score_plda)
 
 @app.callback()
 def score() -> None:
-    """Score verification trials, and diarizations (der)."""
+    """Score verification trials, diarizations (der), and extracted voices (extraction)."""
 
 
 @app.command()

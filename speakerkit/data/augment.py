@@ -128,7 +128,7 @@ class Noise(FromStore):
         key = self.recordings[rng.integers(len(self.recordings))]
         ranges = {**SNR_BY_KIND, **self.snr}
         snr = rng.uniform(*ranges.get(self.store.kind(key), ranges[UNTYPED]))
-        return add_at_snr(samples, _recording(self.store, key, len(samples), rate, rng), snr)
+        return add_at_snr(samples, read_section(self.store, key, len(samples), rate, rng), snr)
 
 
 @AUGMENTATIONS.register("babble")
@@ -161,7 +161,7 @@ class Babble(FromStore):
         count = int(rng.integers(self.talkers[0], self.talkers[1] + 1))
         babble = np.zeros(len(samples))
         for index in rng.choice(len(keys), count, replace=count > len(keys)):
-            talker = _recording(self.store, keys[index], len(samples), rate, rng)
+            talker = read_section(self.store, keys[index], len(samples), rate, rng)
             power = _power(talker)
             babble += talker / math.sqrt(power) if power else 0.0
         return add_at_snr(samples, babble, rng.uniform(*self.snr))
@@ -178,13 +178,7 @@ class Reverb(FromStore):
     needs: ClassVar[str] = "rir_store"
 
     def __call__(self, samples: Samples, rate: int, rng: np.random.Generator) -> Samples:
-        response = self.store.read(self.recordings[rng.integers(len(self.recordings))], rate)
-        direct = int(np.argmax(np.abs(response)))
-        wet = fftconvolve(samples, response[: direct + len(samples)])[direct : direct + len(samples)]
-        before, after = _power(samples), _power(wet)
-        if not before or not after:
-            return samples
-        return (wet * math.sqrt(before / after)).astype(np.float32)
+        return reverberate(samples, self.store.read(self.recordings[rng.integers(len(self.recordings))], rate))
 
 
 @AUGMENTATIONS.register("codec")
@@ -399,7 +393,17 @@ def add_at_snr(samples: Samples, noise: npt.NDArray[np.floating[Any]], snr: floa
     return (samples + noise * (math.sqrt(wanted / given) * 10 ** (-snr / 20))).astype(np.float32)
 
 
-def _recording(store: AudioStore, key: str, count: int, rate: int, rng: np.random.Generator) -> Samples:
+def reverberate(samples: Samples, response: Samples) -> Samples:
+    """(n,) through a room response (m,), neither delayed nor louder: see :class:`Reverb`."""
+    direct = int(np.argmax(np.abs(response)))
+    wet = fftconvolve(samples, response[: direct + len(samples)])[direct : direct + len(samples)]
+    before, after = _power(samples), _power(wet)
+    if not before or not after:
+        return samples
+    return (wet * math.sqrt(before / after)).astype(np.float32)
+
+
+def read_section(store: AudioStore, key: str, count: int, rate: int, rng: np.random.Generator) -> Samples:
     """A random section of a recording, (count,); a short one is repeated, from a random point on."""
     section = store.read(key, rate, rng, duration=count / rate)
     if len(section) < count:

@@ -6,17 +6,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from speakerkit.diarization.turns import Diarization
-from speakerkit.errors import DataError, MissingExtraError
-from speakerkit.files import atomic_path
+from speakerkit.pictures import COLOURS, GRID, INK, require_picture, save, styled
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-# Told apart with any kind of colour vision (Okabe and Ito 2008).
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-INK, GRID = "#333333", "#E3E3E3"
 PALEST = 0.35  # opacity of a turn that is not sure at all
-SUFFIXES = (".png", ".svg")
 
 
 def plot_turns(diarization: Diarization, path: str | Path | None = None) -> Figure:
@@ -30,23 +25,15 @@ def plot_turns(diarization: Diarization, path: str | Path | None = None) -> Figu
         DataError: another suffix.
         MissingExtraError: matplotlib is not installed.
     """
-    if path is not None and Path(path).suffix.lower() not in SUFFIXES:
-        raise DataError(path, "is neither .png nor .svg", "name the picture so")
-    try:
-        import matplotlib as mpl
+    if path is not None:
+        require_picture(path)
+    with styled("a picture of turns"):
         from matplotlib.figure import Figure
-    except ImportError:
-        raise MissingExtraError("a picture of turns", "train") from None
-    with mpl.rc_context():
-        mpl.rcdefaults()  # whatever the user's matplotlibrc says
-        mpl.rcParams.update({"text.parse_math": False, "svg.hashsalt": "speakerkit", "text.color": INK})
-        labels = diarization.labels
-        figure = Figure(figsize=(10.0, 1.2 + 0.35 * max(1, len(labels))), dpi=120, layout="constrained")
+
+        figure = Figure(figsize=(10.0, 1.2 + 0.35 * max(1, len(diarization.labels))), dpi=120, layout="constrained")
         _draw(figure, diarization)
         if path is not None:
-            metadata = {"Date": None} if Path(path).suffix.lower() == ".svg" else {"Software": None}
-            with atomic_path(path) as temporary:
-                figure.savefig(temporary, metadata=metadata)
+            save(figure, path)
     return figure
 
 

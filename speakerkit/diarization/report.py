@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import io
 import json
 import logging
@@ -21,7 +20,7 @@ from speakerkit.diarization.formats import rounded
 from speakerkit.diarization.formats.rttm import name_field
 from speakerkit.diarization.turns import Diarization, Span, Turn
 from speakerkit.errors import AudioError, DataError
-from speakerkit.pages import as_html, file_link, provenance, write_page
+from speakerkit.pages import as_html, data_address, file_link, provenance, write_page
 
 LARGEST_EMBEDDED = 64_000_000  # bytes of sound in a page
 PEAKS = 2000  # of the waveform, at most
@@ -117,7 +116,7 @@ def _sound(path: Path, embed: bool, folder: Path) -> Sound:
     if embed:
         content = path.read_bytes() if kind else _as_flac(path)
         if len(content) <= LARGEST_EMBEDDED:
-            return Sound(f"data:{kind or 'audio/flac'};base64,{base64.b64encode(content).decode()}", seconds, peaks)
+            return Sound(data_address(kind or "audio/flac", content), seconds, peaks)
         sizes = f"{len(content) / 1e6:.0f} MB, at most {LARGEST_EMBEDDED / 1e6:.0f} MB are embedded"
         if kind:
             logger.warning("%s: is linked, not embedded: it has %s", path, sizes)

@@ -14,28 +14,23 @@ from pathlib import Path
 import numpy as np
 import soundfile
 
-from speakerkit.audio import MAX_RATE, MIN_RATE, Samples, load_audio, require_signal
+from speakerkit.audio import MAX_RATE, MIN_RATE, Samples
 from speakerkit.config import require
 from speakerkit.data.augment import Noise, Reverb
-from speakerkit.data.lists import Utterance, command_of, open_entry, read_data_dir, read_utterance_list, write_table
+from speakerkit.data.lists import Utterance, write_table
 from speakerkit.data.parallel import map_threads
+from speakerkit.data.sources import load_speech
 from speakerkit.data.stores import AudioStore
 from speakerkit.diarization.formats import to_text, write_text
 from speakerkit.diarization.turns import Diarization, Span, Turn
-from speakerkit.errors import AudioError, DataError
+from speakerkit.errors import DataError
 from speakerkit.files import atomic_path, write_json
 
 PARTS = 20  # of a measured distribution
 SHORTEST = 0.1  # seconds of a turn
 STEP = 0.01  # seconds between turns of one speaker, and between the starts of two speakers' turns
-LONGEST_PAUSE = 0.3  # seconds of silence that belong to a turn; annotators join across about as much
 JOINT = 0.1  # seconds of silence where a longer pause was taken out, or an utterance follows another
 FADE = 0.01  # seconds at each end of a turn, so that a cut is no click
-WINDOW = 0.01  # seconds, of the energy that tells speech from silence
-LOUDEST = 0.05  # seconds, of the sound that the others are compared with
-BELOW = 30.0  # dB under the loudest sound of an utterance, from which on it is silence
-MARGIN = 0.05  # seconds kept around what is loud
-READ = 0.01  # seconds of each noise and response that show whether it can be read
 PEAK = 0.95
 PLAN, VOICES, ROOMS, BACKGROUND = range(4)  # streams of chance of a conversation
 SETTINGS = "conversations.json"
@@ -314,8 +309,8 @@ class Conversations:
 
     A speaker's turns are cut one after another out of their speech: utterances in drawn order, silence at their ends
     removed and longer pauses shortened to 0.1 s, from the beginning again where they are used up. Speech is what
-    ``vad`` of the utterance says, or else :func:`speech_spans`. So turns begin and end with speech, but for a margin of
-    50 ms.
+    ``vad`` of the utterance says, or else its energy (:func:`speakerkit.data.sources.speech_spans`). So turns begin and
+    end with speech, but for a margin of 50 ms.
 
     Args:
         utterances: of single speakers, as many as ``settings.speakers`` says at least.
@@ -418,76 +413,9 @@ def _kinds(store: AudioStore) -> list[str]:
 
 def _spoken(utterance: Utterance, rate: int) -> list[Samples]:
     """The speech of an utterance, cut at its longer pauses."""
-    audio = load_audio(open_entry(utterance.wav), rate)
-    require_signal(audio, utterance.wav)
-    spans = utterance.vad or speech_spans(audio.samples, rate)
-    pieces = [audio.samples[round(start * rate) : round(end * rate)] for start, end in spans]
-    pieces = [piece for piece in pieces if piece.any()]
-    if not pieces:
-        raise AudioError(utterance.wav, "holds no speech", "drop it, or correct its segments")
-    return pieces
-
-
-def speech_spans(samples: Samples, rate: int) -> tuple[Span, ...]:
-    """Where a clean utterance is speech: (start, end) in seconds, sorted and disjoint.
-
-    Speech is what lies less than 30 dB under the loudest 50 ms, with 50 ms around it; pauses of up to 0.3 s belong to
-    it. Unlike a detector of speech this needs no background to compare with: that there is speech is given. It does for
-    read speech and telephone speech; for noisier utterances, give the segments of a detector.
-    """
-    window = max(1, round(WINDOW * rate))
-    count = -(-len(samples) // window)
-    padded = np.pad(samples.astype(np.float64), (0, count * window - len(samples)))
-    power = np.square(padded.reshape(count, window)).mean(axis=1)  # (windows,)
-    size = min(count, round(LOUDEST / WINDOW))
-    loudest = np.convolve(power, np.ones(size) / size, mode="valid").max(initial=0.0)
-    if not loudest:
-        return ()
-    loud = (power > loudest * 10 ** (-BELOW / 10)).astype(np.int8)
-    edges = np.flatnonzero(np.diff(np.concatenate([[0], loud, [0]])))
-    seconds = len(samples) / rate
-    spans: list[Span] = []
-    for first, last in edges.reshape(-1, 2).tolist():
-        start, end = max(0.0, first * window / rate - MARGIN), min(seconds, last * window / rate + MARGIN)
-        if spans and start - spans[-1][1] <= LONGEST_PAUSE - 2 * MARGIN:
-            spans[-1] = spans[-1][0], end
-        else:
-            spans.append((start, end))
-    return tuple(spans)
-
-
-def read_sources(path: str | Path, allow_pipes: bool = False) -> list[Utterance]:
-    """Utterances of a Kaldi directory or raw list, all of whose files are there.
-
-    Raises:
-        DataError: a bad list, or files that are missing, counted and the first named.
-    """
-    path = Path(path)
-    utterances = read_utterance_list(path, allow_pipes) if path.is_file() else read_data_dir(path, allow_pipes)
-    features = next((each.key for each in utterances if not each.wav), None)
-    if features is not None:
-        raise DataError(path, f"{features!r} is features, which cannot be mixed", "give a list of audio")
-    missing = [each.wav for each in utterances if not command_of(each.wav) and not Path(each.wav).is_file()]
-    if missing:
-        raise DataError(path, f"names {len(missing)} files that are not there, {missing[0]} first", "check the paths")
-    return utterances
-
-
-def require_recordings(store: AudioStore) -> AudioStore:
-    """The store, every recording of which can be opened.
-
-    Raises:
-        DataError: some cannot, counted and the first named.
-    """
-    faults = []
-    for key in store:
-        try:
-            store.read(key, 16000, duration=READ)
-        except AudioError as error:
-            faults.append(f"{error.subject}: {error.fault}")
-    if faults:
-        raise DataError(store.name, f"{len(faults)} recordings cannot be read, the first {faults[0]}", "check them")
-    return store
+    samples, spans = load_speech(utterance, rate)
+    pieces = [samples[round(start * rate) : round(end * rate)] for start, end in spans]
+    return [piece for piece in pieces if piece.any()]
 
 
 def write_conversations(conversations: Conversations, out: str | Path, count: int, workers: int = 1) -> float:

@@ -21,6 +21,7 @@ from speakerkit.data.ark import Embeddings, read_embeddings
 from speakerkit.data.lists import read_scp
 from speakerkit.data.loading import load_batches
 from speakerkit.data.sampling import PositionBatches
+from speakerkit.data.sources import read_sources
 from speakerkit.data.stores import open_store
 from speakerkit.diarization.activity import Activity, Frames, activity
 from speakerkit.diarization.bundle import Diarizer, DiarizerConfig, load
@@ -35,7 +36,6 @@ from speakerkit.diarization.simulation import (
     ConversationSettings,
     adjusted,
     measure_statistics,
-    read_sources,
 )
 from speakerkit.diarization.tsvad import TSVAD
 from speakerkit.diarization.turns import Diarization, Turn

@@ -10,40 +10,9 @@ from torch.nn import functional as F
 
 from speakerkit.embedding.registry import Backbone, register_backbone
 from speakerkit.errors import ConfigError
+from speakerkit.nn.lstm import lstm_outputs
 
 warnings.filterwarnings("ignore", message="LSTM with projections is not supported with oneDNN")  # slower, but right
-
-
-PARAMETERS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_hr")
-
-
-def lstm_outputs(lstm: nn.LSTM, x: Tensor) -> Tensor:
-    """Outputs of the last layer of an LSTM with projections, from a zero state: (B, T, F) to (B, T, proj_size)."""
-    return _onnx_lstm(lstm, x) if torch.onnx.is_in_onnx_export() else lstm(x)[0]
-
-
-def _onnx_lstm(lstm: nn.LSTM, x: Tensor) -> Tensor:
-    # ONNX knows no projected LSTM, and the exporter would unroll one over the example's frames. The projection is
-    # linear: with W_hh W_hr for recurrent weights and W_hr applied to the output it is the plain LSTM of ONNX.
-    x = x.transpose(0, 1)  # (frames, batch, features)
-    frames, batch, _ = x.shape
-    for layer in range(lstm.num_layers):
-        w_ih, w_hh, b_ih, b_hh, w_hr = (getattr(lstm, f"{name}_l{layer}") for name in PARAMETERS)
-        hidden = torch.onnx.ops.symbolic(
-            "LSTM",
-            (x, _onnx_gates(w_ih), _onnx_gates(w_hh @ w_hr), torch.cat((_onnx_gates(b_ih), _onnx_gates(b_hh)), dim=1)),
-            {"hidden_size": lstm.hidden_size},
-            dtype=x.dtype,
-            shape=(frames, 1, batch, lstm.hidden_size),
-        )
-        x = F.linear(hidden.squeeze(1), w_hr)
-    return x.transpose(0, 1)
-
-
-def _onnx_gates(x: Tensor) -> Tensor:
-    """Rows of the gates input, forget, cell, output to (1, rows, ...) of input, output, forget, cell."""
-    gates = x.unflatten(0, (4, -1))
-    return torch.cat((gates[:1], gates[3:], gates[1:3])).flatten(0, 1).unsqueeze(0)
 
 
 @register_backbone("DVECTOR")

@@ -8,12 +8,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+import torch
 from torch import Tensor, nn
 
 from speakerkit.errors import ConfigError
 from speakerkit.registry import Registry, suggest
 
 MODEL_FILES = ("spex_plus", "voicefilter", "atss_net", "bsrnn", "conv_tasnet", "dprnn")
+QUIETEST = 1e-6  # RMS that counts as silence, -120 dB
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,11 +44,14 @@ class Extractor(nn.Module):
         voice_size: D; 0 for a blind separator.
         sources: K of a blind separator; 0 where the voices say how many.
         min_samples: the shortest mixture.
+        min_enrolment: the shortest enrolment, in samples, of a model with a speaker encoder of its own; shorter ones are
+            heard as if zeros followed them. 0 for the other models.
     """
 
     voice_size: int
     sources: int = 0
     min_samples: int
+    min_enrolment: int = 0
 
     def enrol(self, enrolment: Tensor, lengths: Tensor) -> Tensor:
         """Voices (N, D) of enrolments (N, S), of which the first ``lengths`` (N,) samples are real; padding beyond changes
@@ -56,6 +61,31 @@ class Extractor(nn.Module):
     def magnitudes(self, waveform: Tensor) -> Tensor:
         """(..., S) to (..., T, F) of the model's STFT: the target of ``Extracted.magnitude``."""
         raise NotImplementedError
+
+
+def levelled(mixture: Tensor) -> tuple[Tensor, Tensor]:
+    """Mixtures (B, S) brought to an RMS of 1, and their level (B, 1), which an estimate is to be multiplied by.
+
+    Models that are not indifferent to level by themselves begin and end with it. Silence stays silence.
+    """
+    rms = torch.linalg.vector_norm(mixture, dim=-1, keepdim=True) / mixture.shape[-1] ** 0.5
+    level = rms.clamp_min(QUIETEST)
+    return mixture / level, level
+
+
+def blind_sources(sources: int | None, voice_size: int) -> int:
+    """``Extractor.sources`` of a model that separates blindly, 2 sources unless told, or hears voices if they have a size.
+
+    Raises:
+        ConfigError: both are given.
+    """
+    if sources is not None and voice_size:
+        raise ConfigError("sources", "cannot be given with a voice_size", "a blind separator hears no voice")
+    if voice_size:
+        return 0
+    if sources is not None and sources < 1:
+        raise ConfigError("sources", f"are {sources}", "give 1 or more")
+    return sources or 2
 
 
 Builder = TypeVar("Builder", bound=Callable[..., Extractor])
@@ -86,10 +116,18 @@ def build_extractor(name: str, **args: Any) -> Extractor:
     Raises:
         ConfigError: the name or one of the arguments is unknown; the message suggests the nearest one.
     """
-    extractor_names()
-    builder = EXTRACTORS[name]
-    known = list(inspect.signature(builder).parameters)
+    known = extractor_arguments(name)
     for arg in args:
         if arg not in known:
             raise ConfigError(f"extraction model {name!r}", f"has no argument {arg!r}", suggest(arg, known))
-    return builder(**args)
+    return EXTRACTORS[name](**args)
+
+
+def extractor_arguments(name: str) -> list[str]:
+    """Names of what a model may be told.
+
+    Raises:
+        ConfigError: the name is unknown.
+    """
+    extractor_names()
+    return list(inspect.signature(EXTRACTORS[name]).parameters)

@@ -16,8 +16,8 @@ NORM_EPS = 1e-6
 class ChannelNorm(nn.LayerNorm):
     """Layer normalisation over axis 1, of each frame (and band) by itself."""
 
-    def __init__(self, channels: int) -> None:
-        super().__init__(channels, NORM_EPS)
+    def __init__(self, channels: int, eps: float = NORM_EPS) -> None:
+        super().__init__(channels, eps)
 
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x.movedim(1, -1)).movedim(-1, 1)

@@ -18,6 +18,7 @@ from speakerkit.diarization.config import EENDConfig, TSVADConfig
 from speakerkit.embedding.config import EmbeddingConfig
 from speakerkit.embedding.task import EmbeddingTask
 from speakerkit.errors import ConfigError
+from speakerkit.extraction.config import ExtractionConfig
 from speakerkit.files import write_json, write_lines
 from speakerkit.registry import suggest
 from speakerkit.training.config import RunConfig
@@ -27,6 +28,7 @@ from speakerkit.training.trainer import Trainer, TrainingResult
 
 if TYPE_CHECKING:
     from speakerkit.diarization.task import DiarizationTask
+    from speakerkit.extraction.task import ExtractionTask
 
 PACKAGE = Path(__file__).parents[1]
 
@@ -76,12 +78,30 @@ class EENDExperiment(EENDConfig, RunConfig):
         return EENDTask(self)
 
 
-Experiment = EmbeddingExperiment | TSVADExperiment | EENDExperiment
+@dataclass(frozen=True, kw_only=True)
+class ExtractionExperiment(ExtractionConfig, RunConfig):
+    """A training of a model that extracts or separates voices."""
+
+    task: Literal["extraction"] = "extraction"
+
+    def __post_init__(self) -> None:
+        ExtractionConfig.__post_init__(self)
+        RunConfig.__post_init__(self)
+
+    def build(self) -> ExtractionTask:
+        """The task that it describes."""
+        from speakerkit.extraction.task import ExtractionTask
+
+        return ExtractionTask(self)
+
+
+Experiment = EmbeddingExperiment | TSVADExperiment | EENDExperiment | ExtractionExperiment
 
 EXPERIMENTS: dict[str, type[Experiment]] = {
     "embedding": EmbeddingExperiment,
     "tsvad": TSVADExperiment,
     "eend": EENDExperiment,
+    "extraction": ExtractionExperiment,
 }
 
 

@@ -7,21 +7,26 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from speakerkit.bundle import Bundle, BundleConfig, write_bundle
+from speakerkit.bundle import Bundle, BundleConfig, copy_bundle, read_bundle, write_bundle
 from speakerkit.diarization.bundle import build_network, write_diarizer
-from speakerkit.diarization.task import described
+from speakerkit.diarization.task import described as described_diarizer
 from speakerkit.embedding.distillation import PROJECTION
 from speakerkit.embedding.model import backbone_for, load_tensors
 from speakerkit.errors import BundleError
+from speakerkit.extraction.bundle import VOICE, ExtractionBundle, write_extractor
+from speakerkit.extraction.model import open_conditioned
+from speakerkit.extraction.task import described
 from speakerkit.training.checkpoint import average_states, list_checkpoints, load_checkpoint, save_checkpoint, step_of
 from speakerkit.training.experiment import (
     EENDExperiment,
     EmbeddingExperiment,
     Experiment,
+    ExtractionExperiment,
     TSVADExperiment,
     read_experiment,
     read_provenance,
 )
+from speakerkit.zoo.store import open_name
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -34,10 +39,11 @@ AVERAGE = "average.pt"  # backbone and head, for fine-tuning
 
 def publish(
     exp_dir: Path, out: Path, *, last: int | None = None, best: bool = False, ema: bool | None = None
-) -> Bundle | Path:
+) -> Bundle | ExtractionBundle | Path:
     """Write the average of an experiment's newest checkpoints (``trainer.average`` of them, or ``last``) as a bundle.
 
-    A model that diarizes is a folder of another kind (:mod:`speakerkit.diarization.bundle`), whose path is returned.
+    A model that diarizes is a folder of another kind (:mod:`speakerkit.diarization.bundle`), whose path is returned; so
+    is one that extracts (:mod:`speakerkit.extraction.bundle`), with the embedding model that it hears voices by in it.
 
     Args:
         best: take the checkpoint that was best in validation instead.
@@ -73,11 +79,13 @@ def publish(
         **_teachers(experiment),
         **read_provenance(exp_dir),
     }
+    if isinstance(experiment, ExtractionExperiment):
+        return _published_extractor(experiment, out, averaged, made)
     if not isinstance(experiment, EmbeddingExperiment):
         return _published_diarizer(experiment, out, averaged, made)
     kept = {name: tensor for name, tensor in averaged.items() if not name.startswith(PROJECTION)}
     save_checkpoint(folder / AVERAGE, {"model": kept, "fingerprint": newest.get("fingerprint")})
-    tensors = {name.removeprefix(PREFIX): t for name, t in averaged.items() if name.startswith(PREFIX)}
+    tensors = _part(averaged, PREFIX)
     backbone = backbone_for(experiment.model, experiment.frontend)
     load_tensors(backbone, tensors, paths[-1])
     published, arguments = backbone.published()
@@ -93,9 +101,28 @@ def publish(
 def _published_diarizer(
     experiment: TSVADExperiment | EENDExperiment, out: Path, tensors: dict[str, Tensor], made: dict[str, Any]
 ) -> Path:
-    config = replace(described(experiment), provenance=made)
+    config = replace(described_diarizer(experiment), provenance=made)
     load_tensors(build_network(config), tensors, out)
     return write_diarizer(out, config, tensors)
+
+
+def _published_extractor(
+    experiment: ExtractionExperiment, out: Path, tensors: dict[str, Tensor], made: dict[str, Any]
+) -> ExtractionBundle:
+    config = replace(described(experiment), provenance=made)
+    bundle = write_extractor(out, config, _part(tensors, "conditioned."))
+    open_conditioned(bundle)
+    if config.voices == "embedding":
+        embedder = read_bundle(open_name(Path(str(experiment.embedder))))
+        if experiment.tune:
+            write_bundle(out / VOICE, embedder.config, _part(tensors, "encoder.backbone."))
+        else:
+            copy_bundle(embedder, out / VOICE)
+    return bundle
+
+
+def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
 def _teachers(experiment: Experiment) -> dict[str, str]:

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from speakerkit.errors import ConfigError, DataError
+from speakerkit.errors import DataError
+from speakerkit.intervals import Interval, percentiles, require_replicates
 from speakerkit.verification.metrics import FIGURES, Counts, ErrorCurve, VerificationMetrics, curve_metrics, evaluate
 from speakerkit.verification.trials import Scores, Trials
 
@@ -17,14 +18,6 @@ Rows = npt.NDArray[np.intp]
 SpeakerOf = Mapping[str, str] | Callable[[str], str]
 
 SEPARATORS = "/-_"  # what may end the speaker in a key
-
-
-@dataclass(frozen=True)
-class Interval:
-    """A range that a figure lies in at the asked level of confidence."""
-
-    low: float
-    high: float
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,7 +40,7 @@ class Bootstrap:
 
     def interval(self, figure: str, level: float = 0.95) -> Interval:
         """Percentile interval of a figure."""
-        return _percentiles(self.replicates[figure], level)
+        return percentiles(self.replicates[figure], level)
 
     def difference(self, other: Bootstrap, figure: str, level: float = 0.95) -> Interval:
         """Percentile interval of this system's figure less the other's, both on the same replicates.
@@ -59,7 +52,7 @@ class Bootstrap:
         """
         if self.drawn_from != other.drawn_from:
             raise DataError("bootstrap", "the two systems scored different trials", "score the same list with both")
-        return _percentiles(self.replicates[figure] - other.replicates[figure], level)
+        return percentiles(self.replicates[figure] - other.replicates[figure], level)
 
 
 def bootstrap(
@@ -92,8 +85,7 @@ def bootstrap(
         DataError: ids without speaker, labels that contradict the speakers, or as ``evaluate``.
         ConfigError: fewer than two replicates.
     """
-    if replicates < 2:
-        raise ConfigError("bootstrap", f"{replicates} replicates give no interval", "1000 are usual")
+    require_replicates(replicates)
     metrics = evaluate(scores, llr=llr)
     speakers = trial_speakers(scores.trials, speaker_of)
     rng = np.random.default_rng(seed)
@@ -217,11 +209,3 @@ class _Ordered:
         targets = int(misses[-1])
         nontargets = int(rejected[-1]) - targets
         return ErrorCurve(self.values, misses, nontargets - (rejected - misses), targets, nontargets)
-
-
-def _percentiles(values: Floats, level: float) -> Interval:
-    if not 0 < level < 1:
-        raise ConfigError("bootstrap", f"a confidence of {level} was asked for", "0.95 is usual")
-    tail = (1 - level) / 2
-    low, high = np.quantile(values, [tail, 1 - tail])
-    return Interval(float(low), float(high))

@@ -6,15 +6,14 @@ import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from itertools import cycle
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 from scipy.special import expit, logit, ndtri
 
-from speakerkit.errors import ConfigError, DataError, MissingExtraError
-from speakerkit.files import atomic_path
+from speakerkit.errors import ConfigError, DataError
+from speakerkit.pictures import COLOURS, INK, LEGEND, Target, canvas, require_picture
 from speakerkit.verification.metrics import ErrorCurve, labelled_curve
 from speakerkit.verification.trials import Scores
 
@@ -22,30 +21,12 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 Floats = npt.NDArray[np.float64]
-Target = str | Path | TextIO
-
 # Rates in percent that an axis may begin with, and those that it may be marked with.
 LOWEST = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5)
 MARKS = (*LOWEST, 10, 20, 30, 40, 60, 80, 90, 95, 98, 99)
 OUTSIDE = -9.0  # probit beyond any axis
-# Told apart with any kind of colour vision (Okabe and Ito 2008), and by dashes in grey.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-DASHES = ("-", "--", "-.", ":")
-INK, GRID = "#333333", "#E3E3E3"
-LEGEND: Any = {"frameon": True, "framealpha": 0.95, "edgecolor": GRID, "fancybox": False}
+DASHES = ("-", "--", "-.", ":")  # tell systems apart in grey
 SHORT: Any = {"fontsize": 8, "columnspacing": 1.0, "handlelength": 1.4}  # for long entries in one line
-STYLE: Any = {
-    "font.family": "DejaVu Sans",  # comes with matplotlib: the same picture on every machine
-    "font.size": 10,
-    "text.parse_math": False,
-    "svg.hashsalt": "speakerkit",
-    "svg.fonttype": "path",
-    "text.color": INK,
-    "axes.labelcolor": INK,
-    "axes.edgecolor": INK,
-    "xtick.color": INK,
-    "ytick.color": INK,
-}
 
 
 def plot_det(named_scores: Mapping[str, Scores], path: Target, title: str = "") -> None:
@@ -180,42 +161,14 @@ def reliability(curve: ErrorCurve, p_target: float = 0.5, groups: int = 15) -> t
     return np.add.reduceat(promised * weights, starts) / in_group, np.add.reduceat(targets, starts) / in_group
 
 
-def require_matplotlib(what: str) -> None:
-    """Raise MissingExtraError where ``what`` cannot be drawn."""
-    try:
-        import matplotlib.figure  # noqa: F401
-    except ImportError:
-        raise MissingExtraError(what, "train") from None
-
-
 @contextmanager
 def _canvas(path: Target, named: Mapping[str, Scores], what: str, title: str) -> Iterator[Axes]:
-    """Axes of a picture that is written when the block ends."""
-    if isinstance(path, str | Path) and Path(path).suffix.lower() not in (".png", ".svg"):
-        raise DataError(path, "is neither .png nor .svg", "name the picture so")
+    """Axes of a picture of scores."""
+    require_picture(path)
     if not named:
         raise DataError(what, "there are no scores to draw", "give at least one score file")
-    require_matplotlib(what)
-    import matplotlib as mpl
-    from matplotlib.figure import Figure
-
-    with mpl.rc_context():
-        mpl.rcdefaults()  # whatever the user's matplotlibrc says
-        mpl.rcParams.update(STYLE)
-        figure = Figure(figsize=(6.4, 6.4), dpi=150, layout="constrained")
-        axes = figure.add_subplot()
-        axes.grid(color=GRID, linewidth=0.8)
-        axes.set_axisbelow(True)
-        axes.tick_params(length=0)
-        axes.spines[:].set_visible(False)
+    with canvas(path, what, title) as axes:
         yield axes
-        axes.set_title(title, loc="left", fontsize=12, fontweight="bold", pad=12)
-        if not isinstance(path, str | Path):
-            figure.savefig(path, format="svg", metadata={"Date": None})
-            return
-        metadata = {"Date": None} if Path(path).suffix.lower() == ".svg" else {"Software": None}
-        with atomic_path(path) as temporary:
-            figure.savefig(temporary, metadata=metadata)
 
 
 def _lines() -> Iterator[dict[str, Any]]:

@@ -4,31 +4,27 @@ from __future__ import annotations
 
 import io
 import os
-import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from html import escape
 from pathlib import Path
 from typing import TextIO
-from xml.etree import ElementTree
 
 import numpy as np
 import numpy.typing as npt
 
 from speakerkit.data.lists import command_of
 from speakerkit.errors import DataError, one_line
-from speakerkit.pages import as_html, file_link, provenance, write_page
+from speakerkit.pages import as_html, file_link, inline_svg, provenance, write_page
+from speakerkit.pictures import require_matplotlib
 from speakerkit.verification.bootstrap import Bootstrap, TrialSpeakers, trial_speakers
 from speakerkit.verification.calibration import stack_scores
 from speakerkit.verification.metrics import FIGURES, VerificationMetrics, evaluate, figure_text
-from speakerkit.verification.plots import plot_det, plot_histogram, plot_reliability, plot_roc, require_matplotlib
+from speakerkit.verification.plots import plot_det, plot_histogram, plot_reliability, plot_roc
 from speakerkit.verification.trials import Scores, Trials
 
 FEW_SPEAKERS = 20  # below, a bootstrap over speakers is a rough one
-DRAWING = "{http://www.w3.org/2000/svg}"
-# Colours of the plots that are others on a dark page.
-THEMED = {"#333333": "var(--ink)", "#000000": "var(--ink)", "#ffffff": "var(--paper)", "#e3e3e3": "var(--line)"}
 MEANINGS = {
     "EER": "the share of errors at the threshold where misses (targets rejected) and false accepts (nontargets "
     "accepted) are equally frequent",
@@ -319,40 +315,6 @@ def _figure(prefix: str, draw: Callable[[TextIO], None], label: str, caption: st
     draw(stream)
     picture = inline_svg(stream.getvalue(), prefix, label)
     return f"<figure>\n{picture}\n<figcaption>{caption}</figcaption>\n</figure>"
-
-
-def inline_svg(svg: str, prefix: str, label: str) -> str:
-    """A picture of matplotlib's as part of an HTML page: small, in the page's colours, with ids of its own.
-
-    Args:
-        svg: the file's text.
-        prefix: in front of its ids, which must differ among the pictures of a page.
-        label: what is read out in place of the picture.
-    """
-    root = ElementTree.fromstring(svg)  # noqa: S314 - we have just drawn it; comments, which hold names, are dropped
-    for parent in list(root.iter()):
-        for child in [child for child in parent if child.tag in (f"{DRAWING}metadata", f"{DRAWING}style")]:
-            parent.remove(child)
-    used = set(re.findall(r"(?:href=\"|url\()#([^\")]+)", svg))
-    for element in root.iter():
-        element.tag = element.tag.removeprefix(DRAWING)
-        attributes = {name.rpartition("}")[2]: value for name, value in element.attrib.items()}
-        element.attrib = {
-            name: _attribute(name, value, prefix) for name, value in attributes.items() if name != "id" or value in used
-        }
-    box = root.attrib["viewBox"]
-    root.attrib = {"viewBox": box, "role": "img", "aria-label": one_line(label)}
-    return ElementTree.tostring(root, encoding="unicode")
-
-
-def _attribute(name: str, value: str, prefix: str) -> str:
-    if name == "id":
-        return prefix + value
-    if name == "d":  # a hundredth of a point is not seen
-        return re.sub(r"-?\d+\.\d{3,}", lambda number: f"{float(number[0]):.2f}", value)
-    if name == "style":
-        value = re.sub(r"#[0-9a-f]{6}", lambda colour: THEMED.get(colour[0], colour[0]), value)
-    return re.sub(r"^#|(?<=url\()#", f"#{prefix}", value) if name in ("href", "clip-path") else value
 
 
 def _worst_errors(

@@ -12,6 +12,7 @@ import pytest
 import soundfile
 
 from speakerkit.data.lists import Utterance, read_table, read_vad, write_data_dir
+from speakerkit.data.sources import read_sources
 from speakerkit.diarization import simulation
 from speakerkit.diarization.formats import read_turns
 from speakerkit.diarization.simulation import (
@@ -23,7 +24,6 @@ from speakerkit.diarization.simulation import (
     draw,
     measure_statistics,
     plan_turns,
-    read_sources,
     write_conversations,
 )
 from speakerkit.diarization.turns import Diarization, Turn

@@ -15,10 +15,11 @@ import yaml
 from speakerkit.bundle import read_bundle
 from speakerkit.data.ark import Embeddings, write_embeddings
 from speakerkit.data.lists import Utterance, write_data_dir
+from speakerkit.data.sources import read_sources
 from speakerkit.diarization.bundle import load
 from speakerkit.diarization.formats import read_turns
 from speakerkit.diarization.neural import diarize_end_to_end, refine
-from speakerkit.diarization.simulation import Conversations, ConversationSettings, read_sources, write_conversations
+from speakerkit.diarization.simulation import Conversations, ConversationSettings, write_conversations
 from speakerkit.diarization.task import DiarizationTask, Recordings, TSVADTask, frame_metrics
 from speakerkit.embedding.embedder import Embedder
 from speakerkit.errors import BundleError, ConfigError, DataError

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from speakerkit.data.prepare import callhome, folder, librispeech, musan, rirs, voxceleb
+from speakerkit.data.prepare import callhome, folder, librimix, librispeech, musan, rirs, voxceleb
 from speakerkit.data.prepare.corpus import CORPORA, Preparation, Prepared
 
 __all__ = [
@@ -13,6 +13,7 @@ __all__ = [
     "Prepared",
     "callhome",
     "folder",
+    "librimix",
     "librispeech",
     "musan",
     "prepare_corpus",

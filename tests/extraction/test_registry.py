@@ -1,0 +1,202 @@
+"""Every registered extraction model: shapes, gradients, voices in one pass, batches, lengths, silence, level, export."""
+
+from typing import Any
+
+import pytest
+import torch
+
+from speakerkit.errors import ConfigError
+from speakerkit.extraction.registry import (
+    EXTRACTORS,
+    Extracted,
+    Extractor,
+    build_extractor,
+    extractor_names,
+    register_extractor,
+)
+
+VOICE = {"voice_size": 8}
+TCN = {"filters": 16, "features": 12, "hidden": 20, "blocks": 3, "stacks": 2}
+DUAL = {"filters": 16, "features": 12, "hidden": 10, "blocks": 2, "segment": 20}
+
+# Arguments that make small models, one for each way to use them.
+SMALL: dict[str, list[dict[str, Any]]] = {
+    "spex_plus": [TCN, TCN | VOICE | {"conditioning": "film"}],
+    "conv_tasnet": [TCN | {"skip": 6}, TCN | VOICE | {"skip": 6, "causal": True}],
+    "dprnn": [DUAL | {"sources": 3}, DUAL | VOICE],
+}
+
+# How far, relative to its largest sample, the output may be off level when the input is 20 dB lower.
+LEVEL_TOLERANCE = {"spex_plus": 1e-3, "conv_tasnet": 1e-3, "dprnn": 1e-3}
+
+CASES = [
+    pytest.param((name, args), id=f"{name}-{i}") for name, all_args in SMALL.items() for i, args in enumerate(all_args)
+]
+
+
+@pytest.fixture(scope="module", params=CASES)
+def model(request: pytest.FixtureRequest) -> Extractor:
+    """Each model in eval mode, with random weights."""
+    name, args = request.param
+    torch.manual_seed(0)
+    model = build_extractor(name, **args).eval()
+    model.name = name
+    return model
+
+
+def waveforms(count: int, samples: int, seed: int = 0) -> torch.Tensor:
+    return 0.1 * torch.randn(count, samples, generator=torch.Generator().manual_seed(seed))
+
+
+def voices_for(model: Extractor, batch: int, count: int) -> torch.Tensor | None:
+    """Voices (batch, count, D); None for a blind separator."""
+    if not model.voice_size:
+        return None
+    return torch.randn(batch, count, model.voice_size, generator=torch.Generator().manual_seed(1))
+
+
+def extract(model: Extractor, mixture: torch.Tensor, voices: torch.Tensor | None) -> Extracted:
+    with torch.no_grad():
+        return model(mixture, voices)
+
+
+def outputs(extracted: Extracted) -> list[torch.Tensor]:
+    magnitude = [] if extracted.magnitude is None else [extracted.magnitude]
+    return [extracted.waveform, *extracted.scales, *magnitude]
+
+
+def samples_for(model: Extractor) -> int:
+    """Some odd length that is more than the shortest."""
+    return 3 * model.min_samples + 1501
+
+
+def test_every_name_has_small_arguments():
+    assert sorted(SMALL) == extractor_names()
+
+
+def test_outputs_are_as_long_as_the_mixture(model):
+    assert (model.sources > 0) == (model.voice_size == 0)
+    count = model.sources or 3
+    samples = samples_for(model)
+    mixture = waveforms(2, samples)
+    extracted = extract(model, mixture, voices_for(model, 2, count))
+    for waveform in (extracted.waveform, *extracted.scales):
+        assert waveform.shape == (2, count, samples)
+    if extracted.magnitude is not None:
+        assert extracted.magnitude.shape == (2, count, *model.magnitudes(mixture).shape[1:])
+    assert all(out.isfinite().all() for out in outputs(extracted))
+    assert (extracted.waveform[:, 0] - extracted.waveform[:, 1]).abs().max() > 1e-5  # voices differ
+
+
+def test_every_parameter_gets_a_finite_gradient(model):
+    torch.manual_seed(0)
+    model.train().zero_grad()
+    voices = voices_for(model, 2, 2)
+    if model.min_enrolment:
+        enrolments = waveforms(4, 9 * model.min_enrolment, seed=2)
+        voices = model.enrol(enrolments, torch.full((4,), enrolments.shape[1])).unflatten(0, (2, 2))
+    extracted = model(waveforms(2, samples_for(model)), voices)
+    sum((out * torch.randn_like(out)).sum() for out in outputs(extracted)).backward()
+    model.eval()
+    for key, parameter in model.named_parameters():
+        assert parameter.grad is not None, key
+        assert parameter.grad.isfinite().all(), key
+        assert parameter.grad.any(), key
+
+
+def test_voices_in_one_pass_are_those_of_several(model):
+    if not model.voice_size:
+        pytest.skip("hears no voice")
+    mixture, voices = waveforms(2, samples_for(model)), voices_for(model, 2, 3)
+    together = outputs(extract(model, mixture, voices))
+    alone = [outputs(extract(model, mixture, voices[:, k : k + 1])) for k in range(3)]
+    for i, out in enumerate(together):
+        assert (out - torch.cat([each[i] for each in alone], dim=1)).abs().max() < 1e-5 * out.abs().max()
+
+
+def test_output_does_not_depend_on_its_batch_or_on_calls_before(model):
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    mixture, voices = waveforms(3, samples_for(model)), voices_for(model, 3, 2)
+    rows = [extract(model, mixture[i : i + 1], None if voices is None else voices[i : i + 1]) for i in range(3)]
+    together = extract(model, mixture, voices).waveform
+    alone = torch.cat([row.waveform for row in rows])
+    assert (alone - together).abs().max() < 1e-5 * alone.abs().max()
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+
+def test_any_length_from_the_shortest(model):
+    voices = voices_for(model, 1, 2)
+    for samples in [*range(model.min_samples, model.min_samples + 12), 5 * model.min_samples + 3]:
+        extracted = extract(model, waveforms(1, samples), voices)
+        assert extracted.waveform.shape[-1] == samples
+        assert extracted.waveform.isfinite().all()
+
+
+def test_silence_stays_silent_and_its_gradient_finite(model):
+    model.train().zero_grad()
+    extracted = model(torch.zeros(2, samples_for(model)), voices_for(model, 2, 2))
+    for waveform in (extracted.waveform, *extracted.scales):
+        assert not waveform.any()
+    sum((out + 1).square().sum() for out in outputs(extracted)).backward()
+    model.eval()
+    assert all(each.grad.isfinite().all() for each in model.parameters() if each.grad is not None)
+
+
+def test_level_of_the_output_is_that_of_the_input(model):
+    mixture, voices = waveforms(2, samples_for(model)), voices_for(model, 2, 2)
+    loud, quiet = (extract(model, gain * mixture, voices).waveform for gain in (1.0, 0.1))
+    assert (10 * quiet - loud).abs().max() < LEVEL_TOLERANCE[model.name] * loud.abs().max()
+
+
+def test_enrolment_is_heard_to_its_length_and_no_further(model):
+    if not model.min_enrolment:
+        pytest.skip("has no speaker encoder")
+    shortest = model.min_enrolment
+    enrolments = waveforms(4, 6 * shortest, seed=3)
+    lengths = torch.tensor([6 * shortest, 4 * shortest + 7, 2 * shortest - 1, shortest])
+    with torch.no_grad():
+        together = model.enrol(enrolments, lengths)
+        for row, length, voice in zip(enrolments, lengths, together, strict=True):
+            alone = model.enrol(row[None, :length], length[None])[0]
+            assert (alone - voice).abs().max() < 1e-5 * voice.abs().max()
+    assert together.shape == (4, model.voice_size)
+    assert (together[0] - together[1]).abs().max() > 1e-4
+
+
+@pytest.mark.slow
+def test_exported_program_takes_any_length(model):
+    samples = samples_for(model)
+    length = torch.export.Dim("samples", min=model.min_samples)
+    voices = voices_for(model, 1, 2)
+    inputs = (waveforms(1, samples),) if voices is None else (waveforms(1, samples), voices)
+    dynamic = ({1: length},) if voices is None else ({1: length}, None)
+
+    class Waveform(torch.nn.Module):
+        def forward(self, mixture: torch.Tensor, *rest: torch.Tensor) -> torch.Tensor:
+            return model(mixture, *rest).waveform
+
+    exported = torch.export.export(Waveform(), inputs, dynamic_shapes=(dynamic[0], dynamic[1:]))
+    assert exported is not None
+
+
+def test_unknown_names_are_refused_with_the_nearest():
+    with pytest.raises(ConfigError, match="'spexplus': is not known; did you mean 'spex_plus'"):
+        build_extractor("spexplus")
+    with pytest.raises(ConfigError, match="'spex_plus': has no argument 'stack'; did you mean 'stacks'"):
+        build_extractor("spex_plus", stack=2)
+    with pytest.raises(ConfigError, match="'film'"):
+        build_extractor("conv_tasnet", voice_size=4, conditioning="filme")
+
+
+@pytest.mark.parametrize("name", ["conv_tasnet", "dprnn"])
+def test_a_separator_is_blind_or_hears_voices(name):
+    with pytest.raises(ConfigError, match="sources: cannot be given with a voice_size"):
+        build_extractor(name, sources=2, voice_size=8)
+    with pytest.raises(ConfigError, match="sources: are 0"):
+        build_extractor(name, sources=0)
+
+
+def test_a_name_is_registered_once():
+    assert "spex_plus" in EXTRACTORS
+    with pytest.raises(ValueError, match="registered twice"):
+        register_extractor("spex_plus")(Extractor)
