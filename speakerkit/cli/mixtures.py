@@ -69,6 +69,7 @@ def mixtures(
     sir: Annotated[tuple[float, float], typer.Option(help="dB of the first over each other.")] = (-5.0, 5.0),
     noise: Annotated[Path | None, typer.Option(help="Folder or Kaldi directory of noises; clean if none.")] = None,
     snr: Annotated[tuple[float, float], typer.Option(help="dB of the first over the noise.")] = (0.0, 10.0),
+    absent_share: Annotated[float, typer.Option(help="Share in which an absent speaker is a target, too.")] = 0.0,
     split: Annotated[
         list[str] | None, typer.Option(help="NAME=SHARE of the speakers and mixtures; repeated, train=0.8 test=0.2.")
     ] = None,
@@ -80,19 +81,25 @@ def mixtures(
     """Draw mixtures of whole utterances, with enrolments, references and RTTM; goes on where it was stopped."""
     from speakerkit.data.mixing.drawing import DrawSettings, split_speakers
     from speakerkit.data.prepare.librimix import write_drawn
-    from speakerkit.data.sources import read_sources
+    from speakerkit.data.sources import GENDERS, read_genders, read_sources
     from speakerkit.data.stores import audio_files
 
-    settings = DrawSettings((min_speakers, max_speakers), overlap, loudness, sir, snr)
+    settings = DrawSettings((min_speakers, max_speakers), overlap, loudness, sir, snr, absent_share)
     utterances = read_sources(source)
     noises = () if noise is None else tuple(audio_files(noise)[0].values())
+    genders = read_genders(source / GENDERS) if (source / GENDERS).is_file() else None
     names, shares = _shares(split)
     parts: list[list[Utterance]] = split_speakers(utterances, shares, seed) if names else [utterances]
     for number, part in enumerate(parts):
         folder = out / names[number] if names else out
         wanted = max(1, round(count * shares[number])) if names else count
         made = write_drawn(
-            *(part, folder, settings, wanted, seed), rate=rate, mode=_mode(mode), noises=noises, workers=workers
+            *(part, folder, settings, wanted, seed),
+            rate=rate,
+            mode=_mode(mode),
+            noises=noises,
+            genders=genders,
+            workers=workers,
         )
         typer.echo(f"{folder}: {made.utterances} mixtures, {made.speakers} speakers, {made.seconds / 3600:.2f} h")
 

@@ -57,6 +57,7 @@ def score_extraction(
         from speakerkit.pictures import require_matplotlib
 
         require_matplotlib("--out, which draws box plots,")
+        out.mkdir(parents=True, exist_ok=True)  # before long work
     items = read_items(reference)
     result = run_scoring(items, estimates, metrics, embeddings, enrol_embeddings, bootstrap, seed, workers)
     if out is not None:

@@ -7,7 +7,15 @@ from pathlib import Path
 import numpy as np
 
 from speakerkit.audio import Samples, load_audio, require_signal
-from speakerkit.data.lists import Utterance, command_of, open_entry, read_data_dir, read_lines, read_utterance_list
+from speakerkit.data.lists import (
+    Utterance,
+    command_of,
+    open_entry,
+    read_data_dir,
+    read_lines,
+    read_table,
+    read_utterance_list,
+)
 from speakerkit.data.shards import ShardMember, read_member, read_shard_list
 from speakerkit.data.stores import AudioStore
 from speakerkit.errors import AudioError, DataError
@@ -15,6 +23,7 @@ from speakerkit.errors import AudioError, DataError
 Span = tuple[float, float]
 Voice = Utterance | ShardMember  # a recording of one speaker, wherever it lies
 
+GENDERS = "spk2gender"  # speaker to m or f, in a Kaldi directory
 LONGEST_PAUSE = 0.3  # seconds of silence that belong to speech; annotators join across about as much
 WINDOW = 0.01  # seconds, of the energy that tells speech from silence
 LOUDEST = 0.05  # seconds, of the sound that the others are compared with
@@ -50,6 +59,26 @@ def read_voices(path: str | Path, allow_pipes: bool = False) -> list[Voice]:
     if path.is_file() and not "".join(read_lines(path)[:1]).startswith("{"):
         return list(read_shard_list(path, allow_pipes=allow_pipes))
     return list(read_sources(path, allow_pipes))
+
+
+def read_genders(path: str | Path) -> dict[str, str]:
+    """Speaker to "M" or "F", of a Kaldi ``spk2gender`` or LibriSpeech's ``SPEAKERS.TXT``.
+
+    Raises:
+        DataError: neither.
+    """
+    lines = [line for line in read_lines(path) if not line.startswith(";")]
+    if any("|" in line for line in lines):
+        rows = [[field.strip() for field in line.split("|")] for line in lines]
+        table = {row[0]: row[1] for row in rows if len(row) > 2}
+    else:
+        table = read_table(path)
+    genders = {speaker: gender[:1].upper() for speaker, gender in table.items()}
+    strange = next((speaker for speaker, gender in genders.items() if gender not in ("M", "F")), None)
+    if strange is not None or not genders:
+        fault = "names no speakers" if strange is None else f"says that {strange!r} is {table[strange]!r}"
+        raise DataError(path, fault, "give SPEAKERS.TXT, or lines: speaker m|f")
+    return genders
 
 
 def load_speech(voice: Voice, rate: int) -> tuple[Samples, tuple[Span, ...]]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -11,8 +9,6 @@ from torch.nn import functional as F
 from speakerkit.embedding.registry import Backbone, register_backbone
 from speakerkit.errors import ConfigError
 from speakerkit.nn.lstm import lstm_outputs
-
-warnings.filterwarnings("ignore", message="LSTM with projections is not supported with oneDNN")  # slower, but right
 
 
 @register_backbone("DVECTOR")

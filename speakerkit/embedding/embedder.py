@@ -312,29 +312,34 @@ def _equal_lengths(
             yield group[first : first + batch_size]
 
 
-def _onnx_runner(bundle: Bundle, device: str) -> tuple[Run, str, int]:
-    """Features (B, T, F) to embeddings (B, D) on onnxruntime; one thread a call, so that results do not vary.
+def open_session(graph: Path, device: str, threads: int = 1) -> tuple[onnxruntime.InferenceSession, str]:
+    """An ONNX file on onnxruntime, and what it runs on in words.
 
-    Returns:
-        the function, what it runs on in words, and the fewest frames that it takes.
+    Args:
+        device: "cpu", "cuda", or "auto", which takes CUDA where onnxruntime offers it.
+        threads: of one call.
+
+    Raises:
+        BundleError: a file that cannot be loaded, or no onnxruntime.
+        ConfigError: "cuda" where onnxruntime cannot use it.
     """
     try:
         import onnxruntime
     except (ImportError, OSError) as error:
         fault = f"cannot be run: onnxruntime cannot be imported ({first_line(error)})"
-        raise BundleError(bundle.graph, fault, "pip install onnxruntime, and see `speakerkit doctor`") from None
+        raise BundleError(graph, fault, "pip install onnxruntime, and see `speakerkit doctor`") from None
 
     available = onnxruntime.get_available_providers()
     providers = ["CPUExecutionProvider"]
     if device != "cpu" and CUDA in available:
         providers.insert(0, CUDA)
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
+    options.intra_op_num_threads = threads
     options.log_severity_level = 4 if device == "auto" else 3
     try:
-        session = onnxruntime.InferenceSession(str(bundle.graph), options, providers=providers)
+        session = onnxruntime.InferenceSession(str(graph), options, providers=providers)
     except Exception as error:  # onnxruntime raises several classes of its own without a common base
-        raise BundleError(bundle.graph, f"cannot be loaded ({first_line(error)})", "export it again") from None
+        raise BundleError(graph, f"cannot be loaded ({first_line(error)})", "export it again") from None
     used = session.get_providers()[0]
     if device == "cuda" and used != CUDA:
         raise ConfigError(
@@ -342,6 +347,17 @@ def _onnx_runner(bundle: Bundle, device: str) -> tuple[Run, str, int]:
             f"cannot be used: onnxruntime offers {', '.join(available)} and came up with {used}",
             "install onnxruntime-gpu and check the driver with nvidia-smi, or use --device cpu",
         )
+    return session, f"{'cuda' if used == CUDA else 'cpu'} (onnxruntime)"
+
+
+def _onnx_runner(bundle: Bundle, device: str) -> tuple[Run, str, int]:
+    """Features (B, T, F) to embeddings (B, D) on onnxruntime; one thread a call, so that results do not vary.
+
+    Returns:
+        the function, what it runs on in words, and the fewest frames that it takes.
+    """
+    assert bundle.graph is not None
+    session, used = open_session(bundle.graph, device)
     _check_graph(bundle, session)
 
     batch = session.get_inputs()[0].shape[0]
@@ -359,7 +375,7 @@ def _onnx_runner(bundle: Bundle, device: str) -> tuple[Run, str, int]:
     min_frames = session.get_modelmeta().custom_metadata_map.get("min_frames", "1")
     if not min_frames.isdecimal():
         raise BundleError(bundle.graph, f"says that min_frames is {min_frames!r}", "export it again")
-    return run, f"{'cuda' if used == CUDA else 'cpu'} (onnxruntime)", int(min_frames)
+    return run, used, int(min_frames)
 
 
 def _check_graph(bundle: Bundle, session: onnxruntime.InferenceSession) -> None:

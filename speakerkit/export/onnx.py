@@ -69,7 +69,7 @@ def export_onnx(
         BundleError: the file does not compute what the model computes.
     """
     model = _plain_copy(backbone)
-    with _quiet_exporter(), sdpa_kernel(SDPBackend.MATH):  # other kernels leave memory layouts that ONNX has no view of
+    with quiet_exporter(), sdpa_kernel(SDPBackend.MATH):  # other kernels leave memory layouts that ONNX has no view of
         program = torch.onnx.export(
             model.deployed(),
             (torch.zeros(2, min_frames + 200, backbone.feat_dim),),
@@ -133,7 +133,7 @@ def _plain_copy(backbone: Backbone) -> Backbone:
 
 
 @contextmanager
-def _quiet_exporter() -> Iterator[None]:
+def quiet_exporter() -> Iterator[None]:
     """Without the exporter's remarks on packages that it could use and on its own deprecations."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level

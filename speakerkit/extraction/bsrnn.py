@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import pairwise
+from itertools import accumulate, pairwise
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,7 @@ from speakerkit.nn.stft import STFT, magnitude
 BANDS = ((15, 100), (10, 200), (5, 500), (1, 2000))  # how many, Hz
 EPS = 1e-5  # under the root of a variance, of values near 1
 FLOOR = 1e-5  # added to magnitudes that are divided by or in a logarithm; speech is near 1
+LOG_SCALE = 0.3  # brings logarithms of magnitudes to the range of the spectrum beside them
 
 
 def band_widths(bands: Sequence[Sequence[float]], rate: int, n_fft: int) -> list[int]:
@@ -45,11 +46,12 @@ class Bands(nn.Module):
         super().__init__()
         self.widths = list(widths)
         bins, widest = sum(widths), max(widths)
-        members = torch.full((len(widths), widest), bins)  # bin F is a zero behind the others
-        for band, bins_of_band in zip(members, torch.arange(bins).split(self.widths), strict=True):
-            band[: len(bins_of_band)] = bins_of_band
-        self.register_buffer("members", members.flatten(), persistent=False)
-        self.register_buffer("places", (members.flatten() < bins).nonzero().flatten(), persistent=False)
+        starts = accumulate(widths, initial=0)
+        filled = [(start, width, widest - width) for start, width in zip(starts, widths, strict=False)]
+        members = [[*range(start, start + width), *gap * [bins]] for start, width, gap in filled]  # bin F is a zero
+        places = [band * widest + i for band, width in enumerate(widths) for i in range(width)]
+        self.register_buffer("members", torch.tensor(members).flatten(), persistent=False)
+        self.register_buffer("places", torch.tensor(places), persistent=False)
 
     def __len__(self) -> int:
         return len(self.widths)
@@ -132,19 +134,31 @@ class RecurrentLayer(nn.Module):
         return x + self.linear(lstm_outputs(self.lstm, self.norm(x)))
 
 
-class TimeAndBands(nn.Module):
-    """One repeat: every band along time, then every frame along its bands, (T, M, Q, N) to the same."""
-
-    def __init__(self, features: int, hidden: int, bidirectional: bool, local_norm: bool) -> None:
-        super().__init__()
-        self.time = RecurrentLayer(features, hidden, bidirectional, local_norm)
-        self.bands = RecurrentLayer(features, hidden, True, local_norm)
+class AlongTime(RecurrentLayer):
+    """Each band by itself, from frame to frame: (T, M, Q, N) to the same."""
 
     def forward(self, x: Tensor) -> Tensor:
-        frames, mixtures, bands, _ = x.shape
-        x = self.time(x.flatten(1, 2)).unflatten(1, (mixtures, bands))
-        x = self.bands(x.flatten(0, 1).transpose(0, 1).contiguous())  # (Q, frames * mixtures, N)
-        return x.transpose(0, 1).unflatten(0, (frames, mixtures))
+        return super().forward(x.flatten(1, 2)).unflatten(1, x.shape[1:3])
+
+
+class AlongBands(RecurrentLayer):
+    """Each frame by itself, from band to band: (T, M, Q, N) to the same."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = super().forward(x.flatten(0, 1).transpose(0, 1).contiguous())  # (Q, frames * mixtures, N)
+        return out.transpose(0, 1).unflatten(0, x.shape[:2])
+
+
+class AcrossBands(nn.Module):
+    """Each frame by itself, all its bands and features at once: a perceptron, (T, M, Q, N) to the same."""
+
+    def __init__(self, bands: int, features: int, hidden: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(features, EPS)
+        self.layers = nn.Sequential(nn.Linear(bands * features, hidden), nn.SiLU(), nn.Linear(hidden, bands * features))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.layers(self.norm(x).flatten(2)).unflatten(2, x.shape[2:])
 
 
 class VoiceLayer(nn.Module):
@@ -162,9 +176,9 @@ class VoiceLayer(nn.Module):
 
 
 class BandMasks(nn.Module):
-    """Each band's N features to the complex masks of its bins: layers of its own with tanh, then a gated linear one."""
+    """Each band's N features to K complex masks of its bins: layers of its own with tanh, then a gated linear one."""
 
-    def __init__(self, bands: Bands, features: int, hidden: Sequence[int], local_norm: bool) -> None:
+    def __init__(self, bands: Bands, features: int, hidden: Sequence[int], local_norm: bool, sources: int = 1) -> None:
         super().__init__()
         self.bands = bands
         self.normed = (3,) if local_norm else (0, 3)
@@ -173,22 +187,22 @@ class BandMasks(nn.Module):
         sizes = [features, *hidden]
         self.weights = nn.ParameterList(_uniform((len(bands), *pair), pair[0]) for pair in pairwise(sizes))
         self.biases = nn.ParameterList(torch.zeros(len(bands), 1, size) for size in hidden)
-        self.last_weight = nn.Parameter(_uniform((sizes[-1], 4, sum(bands.widths)), sizes[-1]))
+        self.last_weight = nn.Parameter(_uniform((sizes[-1], sources, 4, sum(bands.widths)), sizes[-1]))
         # Masks start near 1/2: the mixture, which a loss on the shape of waveforms takes for a better start than noise.
-        start = torch.tensor([1.0, 0.0, 0.0, 0.0]).unsqueeze(1)
-        self.last_bias = nn.Parameter(start.repeat(1, sum(bands.widths)))
+        start = torch.tensor([1.0, 0.0, 0.0, 0.0]).view(1, 1, 4, 1)
+        self.last_bias = nn.Parameter(start.repeat(sources, 1, 1, sum(bands.widths)))
 
     def forward(self, x: Tensor) -> Tensor:
-        """(T, M, Q, N) to (M, T, 2, F)."""
+        """(T, M, Q, N) to (M, K, T, 2, F)."""
         variance, mean = torch.var_mean(x, dim=self.normed, correction=0, keepdim=True)
         y = (x - mean) * (variance + EPS).rsqrt() * self.gain + self.shift
         y = y.flatten(0, 1).transpose(0, 1)  # (Q, frames * mixtures, N)
         for weight, bias in zip(self.weights, self.biases, strict=True):
             y = torch.tanh(torch.baddbmm(bias, y, weight))
-        last_weight = self.bands.spread(self.last_weight).permute(2, 0, 1, 3).flatten(2)  # (Q, hidden, 4 * width)
-        y = torch.bmm(y, last_weight).unflatten(1, x.shape[:2]).unflatten(-1, (4, -1))
-        y = self.bands.joined(y.permute(2, 1, 3, 0, 4)) + self.last_bias  # (mixtures, frames, 4, F)
-        value, gate = y.chunk(2, dim=2)
+        last_weight = self.bands.spread(self.last_weight).permute(3, 0, 1, 2, 4)  # (Q, hidden, K, 4, width)
+        y = torch.bmm(y, last_weight.flatten(2)).unflatten(1, x.shape[:2]).unflatten(-1, last_weight.shape[2:])
+        y = self.bands.joined(y.permute(2, 3, 1, 4, 0, 5)) + self.last_bias  # (mixtures, K, frames, 4, F)
+        value, gate = y.chunk(2, dim=3)
         return value * torch.sigmoid(gate)
 
 
@@ -221,9 +235,13 @@ class BSRNN(Extractor):
         log_magnitude: let the network see it beside real and imaginary part.
         local_norm: normalise every frame and band by itself over its features, and the spectrum not at all; else over
             frames or bands too.
+        band_mlp: width of a perceptron over all bands of a frame, in the place of the LSTM along them; 0 for that LSTM.
+            Much the cheaper of the two. With a single band, a spectrum undivided, there is neither.
+        separate: sources that the repeats before the voice joins are to separate in training as well, for a loss that
+            knows no order (``Extracted.separated``); 0 for none.
 
     Raises:
-        ConfigError: the voice joins nowhere, or not before a repeat.
+        ConfigError: the voice joins nowhere, or not before a repeat; or before all, with sources to ``separate``.
     """
 
     min_samples = 1
@@ -247,40 +265,55 @@ class BSRNN(Extractor):
         power: float = 1.0,
         log_magnitude: bool = False,
         local_norm: bool = False,
+        band_mlp: int = 0,
+        separate: int = 0,
     ) -> None:
         super().__init__()
+        hidden = hidden or 2 * features
         if not join or not set(join) <= set(range(repeats)):
             raise ConfigError("join", f"is {list(join)}", f"give repeats from 0 to {repeats - 1}, at least one")
+        if separate and 0 in join:
+            raise ConfigError("separate", f"is {separate}, but the voice joins at once", "let it join later")
         self.voice_size = voice_size
         self.power = power
         self.log_magnitude = log_magnitude
         self.stft = STFT(n_fft, window, hop)
         split = Bands(band_widths(bands, rate, n_fft))
         self.split = BandSplit(split, 2 + log_magnitude, features, local_norm)
-        self.repeats = nn.ModuleList(
-            TimeAndBands(features, hidden or 2 * features, bidirectional, local_norm) for _ in range(repeats)
-        )
+        self.repeats = nn.ModuleList()
+        for _ in range(repeats):
+            layers: list[nn.Module] = [AlongTime(features, hidden, bidirectional, local_norm)]
+            if len(split) > 1 and band_mlp:
+                layers.append(AcrossBands(len(split), features, band_mlp))
+            elif len(split) > 1:
+                layers.append(AlongBands(features, hidden, True, local_norm))
+            self.repeats.append(nn.Sequential(*layers))
         self.first_join = min(join)
         self.voice = nn.Sequential(nn.Linear(voice_size, voice_hidden), nn.ReLU()) if voice_hidden else nn.Identity()
         self.joins = nn.ModuleDict(
             {str(i): VoiceLayer(conditioning, features, voice_hidden or voice_size) for i in join}
         )
-        self.masks = BandMasks(split, features, (4 * features,) * 2 if mask_hidden is None else mask_hidden, local_norm)
+        widths = (4 * features,) * 2 if mask_hidden is None else mask_hidden
+        self.masks = BandMasks(split, features, widths, local_norm)
+        self.blind_masks = BandMasks(split, features, widths, local_norm, separate) if separate else None
 
     def forward(self, mixture: Tensor, voices: Tensor) -> Extracted:
         mixture, level = levelled(mixture)
         spectrum = self.stft(mixture)  # (batch, frames, 2, F)
         x = self.split(self._seen(spectrum))  # (frames, batch, Q, N)
-        voice = self.voice(voices.flatten(0, 1))
-        for i, repeat in enumerate(self.repeats):
-            if str(i) in self.joins:
-                if i == self.first_join:
-                    x = x.unsqueeze(2).expand(-1, -1, voices.shape[1], -1, -1).flatten(1, 2)
-                x = self.joins[str(i)](x, voice)
+        repeats = list(self.repeats)
+        for repeat in repeats[: self.first_join]:
             x = repeat(x)
-        masks = self.masks(x).to(spectrum.dtype).unflatten(0, voices.shape[:2])  # (batch, voices, frames, 2, F)
-        waveform = self.stft.inverse(_multiplied(spectrum.unsqueeze(1), masks), mixture.shape[-1])
-        return Extracted(waveform * level.unsqueeze(1))
+        separated = None
+        if self.training and self.blind_masks is not None:
+            separated = self._estimates(spectrum, self.blind_masks(x), mixture.shape[-1]) * level.unsqueeze(1)
+        x = x.unsqueeze(2).expand(-1, -1, voices.shape[1], -1, -1).flatten(1, 2)  # (frames, batch * voices, Q, N)
+        voice = self.voice(voices.flatten(0, 1))
+        for i, repeat in enumerate(repeats[self.first_join :], self.first_join):
+            x = repeat(self.joins[str(i)](x, voice) if str(i) in self.joins else x)
+        masks = self.masks(x).unflatten(0, voices.shape[:2]).squeeze(2)  # (batch, voices, frames, 2, F)
+        waveform = self._estimates(spectrum, masks, mixture.shape[-1])
+        return Extracted(waveform * level.unsqueeze(1), separated=separated)
 
     def _seen(self, spectrum: Tensor) -> Tensor:
         """What the network sees of a spectrum: (B, T, 2, F) to (B, T, 2 or 3, F)."""
@@ -288,7 +321,11 @@ class BSRNN(Extractor):
             return spectrum
         magnitudes = magnitude(spectrum).unsqueeze(2) + FLOOR
         seen = spectrum * magnitudes ** (self.power - 1)
-        return torch.cat([seen, magnitudes.log()], dim=2) if self.log_magnitude else seen
+        return torch.cat([seen, LOG_SCALE * magnitudes.log()], dim=2) if self.log_magnitude else seen
+
+    def _estimates(self, spectrum: Tensor, masks: Tensor, samples: int) -> Tensor:
+        """A spectrum (B, T, 2, F) under K complex masks (B, K, T, 2, F), as waveforms (B, K, S)."""
+        return self.stft.inverse(_multiplied(spectrum.unsqueeze(1), masks.to(spectrum.dtype)), samples)
 
 
 def _multiplied(a: Tensor, b: Tensor) -> Tensor:

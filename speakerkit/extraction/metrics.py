@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from scipy.linalg import LinAlgError, lstsq, solve, toeplitz
-from scipy.signal import fftconvolve
 
 from speakerkit.errors import DataError, MissingExtraError, first_line
 
@@ -60,7 +59,7 @@ def sdr(estimate: Signal, target: Signal) -> float:
             taps = solve(gram, crosscorrelation, assume_a="pos")
     except LinAlgError:
         taps = lstsq(gram, crosscorrelation)[0]
-    wanted = fftconvolve(target, taps)  # (S + TAPS - 1,)
+    wanted = np.fft.irfft(spectrum * np.fft.rfft(taps, size), size)[: len(target) + TAPS - 1]
     return _ratio(wanted, np.pad(estimate, (0, TAPS - 1)) - wanted)
 
 

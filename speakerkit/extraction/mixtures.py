@@ -18,7 +18,6 @@ import numpy.typing as npt
 from speakerkit.audio import MAX_RATE, MIN_RATE, Samples, audio_info, load_audio
 from speakerkit.config import require
 from speakerkit.data.augment import build_chain, read_section, reverberate, speed_perturb
-from speakerkit.data.lists import read_lines, read_table
 from speakerkit.data.mixing.lists import ListedMixture, Target, read_mixture_dir, spans_of
 from speakerkit.data.sampling import ShuffledOrder
 from speakerkit.data.sources import Voice, load_speech
@@ -165,7 +164,7 @@ class Mixtures:
         voices: recordings, as of :func:`speakerkit.data.sources.read_voices`.
         noise, rir: stores; ``None`` for neither noise nor rooms. Responses in one folder of the store are of one room,
             and all voices of a mixture are in one.
-        genders: speaker to gender, for ``same_gender_share``; see :func:`read_genders`.
+        genders: speaker to gender, for ``same_gender_share``; see :func:`speakerkit.data.sources.read_genders`.
 
     Raises:
         DataError: too few speakers with two utterances, or speakers of unknown gender (counted).
@@ -523,26 +522,6 @@ class PreparedMixtures:
             enrolments=enrolments,
             activity=activity,
         )
-
-
-def read_genders(path: str | Path) -> dict[str, str]:
-    """Speaker to "M" or "F", of a Kaldi ``spk2gender`` or LibriSpeech's ``SPEAKERS.TXT``.
-
-    Raises:
-        DataError: neither.
-    """
-    lines = [line for line in read_lines(path) if not line.startswith(";")]
-    if any("|" in line for line in lines):
-        rows = [[field.strip() for field in line.split("|")] for line in lines]
-        table = {row[0]: row[1] for row in rows if len(row) > 2}
-    else:
-        table = read_table(path)
-    genders = {speaker: gender[:1].upper() for speaker, gender in table.items()}
-    strange = next((speaker for speaker, gender in genders.items() if gender not in ("M", "F")), None)
-    if strange is not None or not genders:
-        fault = "names no speakers" if strange is None else f"says that {strange!r} is {table[strange]!r}"
-        raise DataError(path, fault, "give SPEAKERS.TXT, or lines: speaker m|f")
-    return genders
 
 
 def _draw(speakers: Sequence[str], count: int, rng: np.random.Generator) -> list[str]:

@@ -26,11 +26,13 @@ class Extracted:
         waveform: (B, K, S) estimate, as long as the mixture.
         scales: further estimates (B, K, S) of a multi-scale model, which its loss weighs.
         magnitude: (B, K, T, F) masked magnitude of a model that is trained on magnitudes, by its own STFT.
+        separated: (B, K', S) what the layers that hear no voice make of the sources, in no order; for training alone.
     """
 
     waveform: Tensor
     scales: tuple[Tensor, ...] = ()
     magnitude: Tensor | None = None
+    separated: Tensor | None = None
 
 
 class Extractor(nn.Module):
@@ -44,8 +46,8 @@ class Extractor(nn.Module):
         voice_size: D; 0 for a blind separator.
         sources: K of a blind separator; 0 where the voices say how many.
         min_samples: the shortest mixture.
-        min_enrolment: the shortest enrolment, in samples, of a model with a speaker encoder of its own; shorter ones are
-            heard as if zeros followed them. 0 for the other models.
+        min_enrolment: samples of the shortest enrolment of a model with a speaker encoder of its own, which hears
+            shorter ones as if zeros followed; 0 for the other models.
     """
 
     voice_size: int
@@ -54,8 +56,10 @@ class Extractor(nn.Module):
     min_enrolment: int = 0
 
     def enrol(self, enrolment: Tensor, lengths: Tensor) -> Tensor:
-        """Voices (N, D) of enrolments (N, S), of which the first ``lengths`` (N,) samples are real; padding beyond changes
-        nothing. Only for models with a speaker encoder of their own; the others take embeddings of a bundle."""
+        """Voices (N, D) of enrolments (N, S), of which the first ``lengths`` (N,) samples are real, and heard.
+
+        Only for models with a speaker encoder of their own; the others take embeddings of a bundle.
+        """
         raise NotImplementedError
 
     def magnitudes(self, waveform: Tensor) -> Tensor:
@@ -74,7 +78,7 @@ def levelled(mixture: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def blind_sources(sources: int | None, voice_size: int) -> int:
-    """``Extractor.sources`` of a model that separates blindly, 2 sources unless told, or hears voices if they have a size.
+    """``Extractor.sources`` of a model that separates blindly, 2 sources unless told, or hears voices of a size.
 
     Raises:
         ConfigError: both are given.

@@ -17,10 +17,10 @@ from speakerkit.audio import Audio, load_audio
 from speakerkit.data.ark import Embeddings
 from speakerkit.data.lists import read_scp
 from speakerkit.data.mixing.lists import ListedMixture, Target, read_mixture_dir, target_key
+from speakerkit.data.sources import read_genders
 from speakerkit.errors import AudioError, ConfigError, DataError, SpeakerKitError
 from speakerkit.extraction import metrics
 from speakerkit.extraction.metrics import Bools, Signal
-from speakerkit.extraction.mixtures import read_genders
 from speakerkit.extraction.scores import DECIMALS, METRICS, ExtractionScore, ItemScore, Measured
 from speakerkit.registry import suggest
 

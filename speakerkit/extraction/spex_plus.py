@@ -91,8 +91,8 @@ class SpExPlus(Extractor):
     """SpEx+ (Ge et al. 2020, 2005.04686): masks on three scales from R stacks of X blocks, each told the voice first.
 
     ``waveform`` is the estimate of the shortest filters, ``scales`` those of the others. Filters have no bias and
-    features are normalised, so that silence gives zeros and the output follows the level of the input. By how much it is
-    louder, only a loss can say that is not scale-invariant.
+    features are normalised, so that silence gives zeros and the output follows the level of the input; at what ratio,
+    only a loss can say that is not scale-invariant.
 
     Args:
         voice_size: D of voices that are embeddings from elsewhere; 0 for a speaker encoder of its own, which hears

@@ -19,7 +19,7 @@ from speakerkit.bundle import Bundle, read_bundle
 from speakerkit.config import to_dict
 from speakerkit.data.loading import load_batches
 from speakerkit.data.sampling import PositionBatches
-from speakerkit.data.sources import read_voices
+from speakerkit.data.sources import read_genders, read_voices
 from speakerkit.data.stores import open_store
 from speakerkit.embedding.embedder import Embedder
 from speakerkit.embedding.model import load_tensors, open_backbone
@@ -37,7 +37,7 @@ from speakerkit.extraction.losses import (
     sdr,
     si_sdr,
 )
-from speakerkit.extraction.mixtures import Mixture, Mixtures, PreparedMixtures, read_genders
+from speakerkit.extraction.mixtures import Mixture, Mixtures, PreparedMixtures
 from speakerkit.extraction.model import Conditioned, ExtractionNet, VoiceEncoder, build_conditioned
 from speakerkit.extraction.registry import Extracted
 from speakerkit.zoo.store import open_name

@@ -37,8 +37,8 @@ def overlap_added(segments: Tensor, frames: int) -> Tensor:
     """
     hop = segments.shape[2] // 2
     early, late = segments[:, :, hop:], segments[:, :, :hop]  # of half s, as segments s - 1 and s have it
-    halves = (early[:, :-1] + late[:, 1:]) / 2
-    return halves.flatten(1, 2)[:, :frames]
+    x = ((early[:, :-1] + late[:, 1:]) / 2).flatten(1, 2)
+    return F.pad(x, (0, 0, 0, frames - x.shape[1]))  # not x[:, :frames], of which an exporter forgets the length
 
 
 class RecurrentPath(nn.Module):

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import warnings
+
 import torch
 from torch import Tensor, nn
 
+warnings.filterwarnings("ignore", message="LSTM with projections is not supported with oneDNN")  # slower, but right
+
 
 def lstm_outputs(lstm: nn.LSTM, x: Tensor) -> Tensor:
-    """Outputs of the last layer from a zero state, ``lstm(x)[0]``; one LSTM a layer in an ONNX graph, as ONNX has it."""
+    """Outputs of the last layer from a zero state, ``lstm(x)[0]``; in an ONNX graph the LSTM that ONNX has."""
     return _onnx_lstm(lstm, x) if torch.onnx.is_in_onnx_export() else lstm(x)[0]
 
 

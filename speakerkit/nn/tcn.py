@@ -13,14 +13,14 @@ EPS = 1e-8  # under the root of every variance: far below the features of the qu
 
 
 class GlobalNorm(nn.GroupNorm):
-    """gLN: (N, C, T) with the mean and variance over C and T, a gain and a bias for each of C (Luo and Mesgarani 2019)."""
+    """gLN: (N, C, T) by the mean and variance over C and T, then a gain and a bias for each of C (1809.07454)."""
 
     def __init__(self, features: int) -> None:
         super().__init__(1, features, EPS)
 
 
 class CumulativeNorm(nn.Module):
-    """cLN: as gLN, but of frame t with the mean and variance of frames 0 to t (Luo and Mesgarani 2019, eq. 13)."""
+    """cLN: as gLN, but frame t by the mean and variance of frames 0 to t (Luo and Mesgarani 2019, 1809.07454)."""
 
     def __init__(self, features: int) -> None:
         super().__init__()
@@ -111,7 +111,7 @@ class TemporalStack(nn.Module):
         )
 
     def forward(self, x: Tensor, voice: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
-        """Features (N, B, T) and voices (N, D) to features (N, B, T) and the skip output (N, Sc, T), None without one."""
+        """Features (N, B, T) and voices (N, D) to features (N, B, T) and the skip output (N, Sc, T), if it has one."""
         total = None
         for i, block in enumerate(self.blocks):
             heard = self.conditioning(x, voice) if i == 0 and self.conditioning is not None else x

@@ -274,5 +274,7 @@ def test_real_librispeech_layout(real_data: Path, tmp_path: Path) -> None:
         "librispeech", real_data / "librispeech-mini", tmp_path / "test", subset="test-other", trials="all-pairs"
     )
     assert (prepared.utterances, prepared.speakers, prepared.trials) == (50, 5, {"trials": 1225})
+    genders = dict(line.split() for line in read_lines(tmp_path / "test" / "spk2gender"))
+    assert genders == {"367": "f", "1688": "m", "1998": "f", "2033": "m", "3005": "m"}
     assert prepare_corpus("noise", real_data / "noise", tmp_path / "noise").utterances == 85
     assert prepare_corpus("rirs", real_data / "rir", tmp_path / "rir").utterances == 4

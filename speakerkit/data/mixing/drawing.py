@@ -34,6 +34,7 @@ class DrawSettings:
         loudness: LUFS of the first utterance.
         sir: dB, of the first utterance's loudness over that of each other.
         snr: dB, of the first utterance's loudness over the noise's.
+        absent_share: of the mixtures, those in which somebody is looked for who is not in them, beside those who are.
 
     Raises:
         ConfigError: values out of range.
@@ -44,12 +45,14 @@ class DrawSettings:
     loudness: tuple[float, float] = (-33.0, -25.0)
     sir: tuple[float, float] = (-5.0, 5.0)
     snr: tuple[float, float] = (0.0, 10.0)
+    absent_share: float = 0.0
 
     def __post_init__(self) -> None:
         require(1 <= self.speakers[0] <= self.speakers[1], "speakers", self.speakers, "give the fewest and the most")
         for name in ("overlap", "loudness", "sir", "snr"):
             low, high = getattr(self, name)
             require(low <= high, name, (low, high), "give the lower end first")
+        require(0 <= self.absent_share <= 1, "absent_share", self.absent_share, "it is from 0 to 1")
         low, high = self.overlap
         require(low >= 0 and high <= 1, "overlap", self.overlap, "it is from 0 to 1")
 
@@ -65,6 +68,7 @@ class _Draw:
     levels: tuple[float, ...]
     noise: str | None
     noise_level: float
+    absent: tuple[str, str] | None
 
 
 def draw_recipes(
@@ -123,8 +127,9 @@ def _draws(
     for utterance in sorted(utterances, key=lambda each: each.key):
         by_speaker.setdefault(utterance.speaker, []).append(utterance)
     by_speaker = {speaker: group for speaker, group in by_speaker.items() if len(group) > 1}
-    if len(by_speaker) < settings.speakers[1]:
-        fault = f"{len(by_speaker)} speakers with two utterances are fewer than the {settings.speakers[1]} of a mixture"
+    wanted = settings.speakers[1] + (settings.absent_share > 0)
+    if len(by_speaker) < wanted:
+        fault = f"{len(by_speaker)} speakers with two utterances are fewer than the {wanted} that a mixture takes"
         raise DataError(None, fault, "give more, or ask for fewer")
     listed = [utterance for group in by_speaker.values() for utterance in group]
     order = ShuffledOrder([list(range(len(listed)))], seed)
@@ -153,7 +158,7 @@ def _draw(
         rest = [each for each in by_speaker[utterance.speaker] if each.key != utterance.key]
         enrolments.append(rest[rng.integers(len(rest))].wav)
     level = rng.uniform(*settings.loudness)
-    return _Draw(
+    draw = _Draw(
         key=f"mix{index:06d}",
         cast=tuple(cast),
         enrolments=tuple(enrolments),
@@ -161,7 +166,14 @@ def _draw(
         levels=(level, *(level - rng.uniform(*settings.sir) for _ in cast[1:])),
         noise=noises[int(rng.integers(len(noises)))] if noises else None,
         noise_level=level - rng.uniform(*settings.snr),
+        absent=None,
     )
+    if rng.random() >= settings.absent_share:
+        return draw
+    speakers = {utterance.speaker for utterance in cast}
+    free = [speaker for speaker in by_speaker if speaker not in speakers]
+    speaker = free[rng.integers(len(free))]
+    return replace(draw, absent=(speaker, by_speaker[speaker][rng.integers(len(by_speaker[speaker]))].wav))
 
 
 def _recipe_or_error(draw: _Draw) -> Recipe | AudioError:
@@ -202,6 +214,7 @@ def _recipe(draw: _Draw) -> Recipe:
         tuple(utterance.key for utterance in draw.cast),
         None if noise is None else replace(noise, gain=(noise.gain or 0.0) * scale),
         enrolments=draw.enrolments,
+        absent=draw.absent,
     )
 
 

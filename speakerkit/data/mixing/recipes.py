@@ -49,6 +49,7 @@ class Recipe:
         noise: ``None`` where there is none.
         alias: another name that lists use for it.
         enrolments: of the sources, where they were drawn with it.
+        absent: a speaker to look for who is not in the mixture, and their enrolment.
     """
 
     key: str
@@ -58,6 +59,7 @@ class Recipe:
     noise: Piece | None = None
     alias: str = ""
     enrolments: tuple[str, ...] = ()
+    absent: tuple[str, str] | None = None
 
 
 def read_recipes(path: str | Path) -> list[Recipe]:
@@ -121,6 +123,7 @@ def _librimix_row(row: Mapping[str, str]) -> Recipe:
         utterances,
         noise,
         enrolments=enrolments if all(enrolments) else (),
+        absent=(row["absent_speaker"], row["absent_enrolment"]) if row.get("absent_speaker") else None,
     )
 
 
@@ -131,6 +134,7 @@ def write_recipes(path: str | Path, recipes: Sequence[Recipe]) -> None:
     columns = ["mixture_ID", *(f"{name}_{column}" for name in names for column in ("path", "gain"))]
     columns += ["noise_path", "noise_gain"] if any(recipe.noise for recipe in recipes) else []
     columns += [f"{name}_{column}" for name in names for column in ("start", "speaker", "utterance", "enrolment")]
+    columns += ["absent_speaker", "absent_enrolment"] if any(recipe.absent for recipe in recipes) else []
     with atomic_open(path) as stream:
         writer = csv.DictWriter(stream, columns, lineterminator="\n")
         writer.writeheader()
@@ -144,6 +148,8 @@ def _row(recipe: Recipe) -> dict[str, object]:
         row |= {f"{name}_path": piece.path, f"{name}_gain": piece.gain, f"{name}_start": piece.start}
         row |= {f"{name}_speaker": recipe.speakers[number], f"{name}_utterance": recipe.utterances[number]}
         row[f"{name}_enrolment"] = recipe.enrolments[number] if recipe.enrolments else ""
+    if recipe.absent is not None:
+        row |= {"absent_speaker": recipe.absent[0], "absent_enrolment": recipe.absent[1]}
     if recipe.noise is not None:
         row |= {"noise_path": recipe.noise.path, "noise_gain": recipe.noise.gain}
     return row

@@ -1,4 +1,4 @@
-"""Responses of simulated rooms, made once and kept in a store: to simulate with every mixture would hold up training."""
+"""Responses of simulated rooms, made once and kept in a store: simulating with every mixture would hold up training."""
 
 from __future__ import annotations
 

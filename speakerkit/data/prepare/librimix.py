@@ -20,7 +20,7 @@ from speakerkit.data.mixing.lists import ListedMixture, Target, target_key, writ
 from speakerkit.data.mixing.recipes import Recipe, read_recipes, turns_of, write_recipes
 from speakerkit.data.parallel import map_threads
 from speakerkit.data.prepare.corpus import CORPORA, Prepared
-from speakerkit.data.sources import speech_spans
+from speakerkit.data.sources import GENDERS, speech_spans
 from speakerkit.errors import DataError
 
 LAYOUT = "SPLIT/{mix_clean|mix_both|mix_noisy|mix_single}/KEY.wav and SPLIT/s1/KEY.wav"
@@ -70,6 +70,8 @@ def prepare(
     Raises:
         DataError: files that are missing (counted), a list of another form, targets that nothing can enrol.
     """
+    if not root.is_dir():
+        raise DataError(root, "no such directory", "give a split, or the folder above it")
     rows = _used_rows(Path(trials)) if trials else []
     if rows:
         mixtures = _used_mixtures(root, rows, subset, workers)
@@ -96,12 +98,17 @@ def write_drawn(
     rate: int = 16000,
     mode: Mode = "max",
     noises: Sequence[str] = (),
+    genders: Mapping[str, str] | None = None,
     workers: int = 1,
 ) -> Prepared:
     """Draw ``count`` mixtures of utterances, write them as LibriMix does, with ``metadata.csv``, and list them.
 
     With noises, both mix_clean and mix_both are written, and mix_both is listed. Files that an interrupted call has
     left are not made again; the bytes do not depend on ``workers``.
+
+    Args:
+        noises: paths.
+        genders: of speakers, for ``spk2gender``.
 
     Raises:
         DataError: as :func:`draw_recipes`, :func:`write_mixtures` and :func:`prepare`.
@@ -112,6 +119,9 @@ def write_drawn(
     recipes = located(draw_recipes(utterances, settings, count, seed, noises, workers), None, "" if noises else None)
     write_mixtures(recipes, out, rate, mode, kinds, workers)
     write_recipes(out / METADATA, recipes)
+    if genders:
+        drawn = sorted({speaker for recipe in recipes for speaker in recipe.speakers} & genders.keys())
+        write_table(out / GENDERS, {speaker: genders[speaker].lower() for speaker in drawn})
     return prepare(out, out, subset=kinds[-1], workers=workers)
 
 
@@ -160,48 +170,50 @@ def _speaker(utterance: str) -> str:
 
 def _listed(split: _Split, given: Enrolments, source: str | None, workers: int) -> list[ListedMixture]:
     recipes = list(split.recipes.values())
-    heard = [recipe.speakers[:1] if split.kind == "mix_single" else recipe.speakers for recipe in recipes]
-    references = [
-        {speaker: split.path(f"s{number + 1}", recipe.key) for number, speaker in enumerate(speakers)}
-        for recipe, speakers in zip(recipes, heard, strict=True)
+    sources = [
+        {speaker: split.path(f"s{number + 1}", recipe.key) for number, speaker in enumerate(recipe.speakers)}
+        for recipe in recipes
     ]
-    missing = [path for table in references for path in table.values() if not os.path.isfile(path)]
+    missing = [path for table in sources for path in table.values() if not os.path.isfile(path)]
     if missing:
         raise DataError(split.folder, f"lacks {len(missing)} sources, {missing[0]} first", "make it anew")
     offered: dict[str, list[tuple[str, str]]] = {}
-    for recipe, table in zip(recipes, references, strict=True):
+    for recipe, table in zip(recipes, sources, strict=True):
         for speaker, utterance in zip(recipe.speakers, recipe.utterances, strict=True):
-            if speaker in table:
-                offered.setdefault(speaker, []).append((utterance, table[speaker]))
-    rows, lacking = [], []
-    for recipe, table in zip(recipes, references, strict=True):
-        own = given.get(recipe.key) or given.get(recipe.alias) or {}
-        targets = []
-        for number, (speaker, path) in enumerate(table.items()):
-            if source is not None:
-                enrolment = own.get(speaker, "")
-            else:
-                enrolment = recipe.enrolments[number] if recipe.enrolments else _another(recipe, speaker, offered)
-            if enrolment:
-                targets.append(Target(speaker, enrolment, path))
-            elif source is None:
-                lacking.append(target_key(recipe.key, speaker))
-        rows.append((recipe, tuple(targets), table))
-    if lacking:
+            offered.setdefault(speaker, []).append((utterance, table[speaker]))
+    rows = []
+    for recipe, table in zip(recipes, sources, strict=True):
+        heard = recipe.speakers[:1] if split.kind == "mix_single" else recipe.speakers
+        own = (given.get(recipe.key) or given.get(recipe.alias) or {}) if source else _own(recipe, offered)
+        rows.append((recipe, {speaker: table[speaker] for speaker in heard}, own))
+    lacking = [
+        target_key(recipe.key, speaker) for recipe, heard, own in rows for speaker in heard if not own.get(speaker)
+    ]
+    if lacking and source is None:
         fault = f"has no other utterance to enrol {len(lacking)} targets with, {lacking[0]!r} first"
         raise DataError(split.folder, fault, "give a list of enrolments with --trials")
-    if not any(targets for _, targets, _ in rows):
+    if len(lacking) == sum(len(heard) for _, heard, _ in rows):
         raise DataError(source, f"enrols no speaker of the mixtures in {split.folder}", "take the list of this split")
 
-    def measured(row: tuple[Recipe, tuple[Target, ...], dict[str, str]]) -> ListedMixture:
-        recipe, targets, table = row
+    def measured(row: tuple[Recipe, dict[str, str], Mapping[str, str]]) -> ListedMixture:
+        recipe, heard, own = row
         path = split.path(split.kind, recipe.key)
         seconds = audio_info(path).seconds
-        turns = turns_of(recipe) or _turns(table)
-        clipped = [(start, min(end, seconds), speaker) for start, end, speaker in turns if start < seconds]
-        return ListedMixture(recipe.key, path, seconds, targets, tuple(sorted(clipped)), recipe.utterances)
+        targets = tuple(Target(speaker, own[speaker], path) for speaker, path in heard.items() if own.get(speaker))
+        if recipe.absent is not None and source is None:
+            targets += (Target(*recipe.absent),)
+        turns = turns_of(recipe) or _turns(heard)
+        clipped = sorted((start, min(end, seconds), speaker) for start, end, speaker in turns if start < seconds)
+        return ListedMixture(recipe.key, path, seconds, targets, tuple(clipped), recipe.utterances)
 
     return list(map_threads(measured, rows, workers=workers, description="mixtures", unit="mix", block=8))
+
+
+def _own(recipe: Recipe, offered: Mapping[str, Sequence[tuple[str, str]]]) -> dict[str, str]:
+    """The enrolments that a mixture was drawn with, or sources of other mixtures."""
+    if recipe.enrolments:
+        return dict(zip(recipe.speakers, recipe.enrolments, strict=True))
+    return {speaker: _another(recipe, speaker, offered) for speaker in recipe.speakers}
 
 
 def _another(recipe: Recipe, speaker: str, offered: Mapping[str, Sequence[tuple[str, str]]]) -> str:
