@@ -5,6 +5,7 @@
 >>> vector = model.embed("a.wav")  # doctest: +SKIP
 >>> model.similarity("a.wav", "b.wav")  # doctest: +SKIP
 >>> sk.diarize("meeting.wav", model).turns  # doctest: +SKIP
+>>> sk.extract("mix.wav", enrol="ana.wav", model="exp/bsrnn/bundle").waveform  # doctest: +SKIP
 """
 
 from __future__ import annotations
@@ -16,9 +17,10 @@ from speakerkit.errors import SpeakerKitError
 if TYPE_CHECKING:
     from speakerkit.diarization.pipeline import diarize
     from speakerkit.embedding.embedder import load
+    from speakerkit.extraction.pipeline import extract
 
 __version__ = "0.1.0"
-__all__ = ["SpeakerKitError", "__version__", "diarize", "load"]
+__all__ = ["SpeakerKitError", "__version__", "diarize", "extract", "load"]
 
 
 def __getattr__(name: str) -> object:
@@ -31,4 +33,8 @@ def __getattr__(name: str) -> object:
         from speakerkit.diarization.pipeline import diarize
 
         return diarize
+    if name == "extract":
+        from speakerkit.extraction.pipeline import extract
+
+        return extract
     raise AttributeError(f"module 'speakerkit' has no attribute {name!r}")

@@ -41,3 +41,29 @@ def write_mean_graph(
     helper.set_model_props(model, metadata or {})
     onnx.save(model, path)
     return matrix
+
+
+def write_gain_graph(path: Path, *, rate: int = 8000, metadata: dict[str, str] | None = None) -> None:
+    """Write ``waveform = mixture * mean of voices``, of the form of an exported extraction model."""
+    import onnx
+    from onnx import TensorProto, helper, numpy_helper
+
+    graph = helper.make_graph(
+        [
+            helper.make_node("ReduceMean", ["voices", "last"], ["gain"], keepdims=1),
+            helper.make_node("Unsqueeze", ["mixture", "one"], ["wide"]),
+            helper.make_node("Mul", ["wide", "gain"], ["waveform"]),
+        ],
+        "gain",
+        [
+            helper.make_tensor_value_info("mixture", TensorProto.FLOAT, ["B", "S"]),
+            helper.make_tensor_value_info("voices", TensorProto.FLOAT, ["B", "K", "D"]),
+        ],
+        [helper.make_tensor_value_info("waveform", TensorProto.FLOAT, ["B", "K", "S"])],
+        [numpy_helper.from_array(np.array([-1]), "last"), numpy_helper.from_array(np.array([1]), "one")],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    helper.set_model_props(
+        model, {"sample_rate": str(rate), "min_samples": "5", "min_enrolment": "0"} | (metadata or {})
+    )
+    onnx.save(model, path)

@@ -1,13 +1,35 @@
-# What recipes share, for them to source: stages that are skipped where they are done, and how a failure is told.
+# What recipes share, for them to source: options, stages that are skipped where they are done, and how a failure is told.
 # They set stage, stop_stage and last_stage, and the folders lists and exp, in which the marks lie.
 
-require_stages() { # further options that are numbers
+# Into variables of their names: --stop-stage 3 sets stop_stage. Each --set adds to set_args.
+read_options() { # names of the options that have a value, the command line
+  local known=" $1 set " option
+  shift
+  while [ $# -gt 0 ]; do
+    case $1 in -h | --help) usage; exit 0 ;; esac
+    option=${1#--}
+    [[ $1 =~ ^--[a-z-]+$ && $known == *" $option "* ]] || { echo "run.sh: unknown option $1; see run.sh --help" >&2; exit 2; }
+    [ $# -ge 2 ] || { echo "run.sh: $1 needs a value" >&2; exit 2; }
+    if [ "$option" = set ]; then set_args+=(--set "$2"); else printf -v "${option//-/_}" %s "$2"; fi
+    shift 2
+  done
+}
+
+require_folders() { # some of them empty, for none
+  local folder
+  for folder in "$@"; do
+    [ -z "$folder" ] || [ -d "$folder" ] || { echo "run.sh: no such folder: $folder" >&2; exit 2; }
+  done
+}
+
+require_stages() { # further options that are numbers; and that there is a speakerkit to run them
   local number
   for number in "$@" "${stage:-1}" "$stop_stage"; do
     [[ $number =~ ^[0-9]+$ ]] || { echo "run.sh: $number is not a number; see run.sh --help" >&2; exit 2; }
   done
   [ "${stage:-1}" -ge 1 ] && [ "${stage:-1}" -le "$stop_stage" ] && [ "$stop_stage" -le "$last_stage" ] ||
     { echo "run.sh: stages run from 1 to $last_stage, and --stop-stage is not before --stage" >&2; exit 2; }
+  command -v speakerkit >/dev/null || { echo "run.sh: speakerkit is not installed; run 'make demo' in $root" >&2; exit 2; }
 }
 
 # A finished stage leaves a mark that holds what it depended on; another corpus, folder or configuration voids it, and a
@@ -33,3 +55,31 @@ trap 'status=$?; [ $status -eq 0 ] || [ -z "${current-}" ] || echo "run.sh: stag
 tolerate() { "$@" || [ $? -eq 3 ]; }
 
 quoted() { printf "'%s'" "${1//\'/\'\'}"; } # a path as YAML text
+
+# The corpora of voices, and the model of a demo or mini run, are those of the embedding recipe.
+embedding_recipe() { # its last stage
+  bash "$root/examples/voxceleb/run.sh" --corpus "$corpus" ${data:+--data "$data"} --gpus "$gpus" --nj "$nj" \
+    --workdir "$workdir/embedding" --stop-stage "$1"
+}
+
+# Into `given`: the device, and stores of noises and room responses where there are such.
+training_options() { # folder of the stores, their names
+  local folder=$1 store
+  shift
+  given=(--set "trainer.device=$device")
+  [ "$gpus" -eq 0 ] || given+=(--nproc "$gpus")
+  for store in "$@"; do
+    [ ! -d "$folder/$store.lmdb" ] || given+=(--set "data.$store=$(quoted "$folder/$store.lmdb")")
+  done
+}
+
+# An embedding model in FOLDER/bundle.
+train_embedding() { # configuration, folder, Kaldi directory to train on, rate, folder of the stores
+  local config=$1 folder=$2 given
+  speakerkit data holdout "$3" "$folder"
+  training_options "$5" noise rir
+  [ -d "$5/noise.lmdb" ] && [ -d "$5/rir.lmdb" ] || given+=(--set "data.augment=[]")
+  speakerkit train "$config" --set "exp_dir=$(quoted "$folder")" --set "frontend.sample_rate=$4" \
+    --set "data.train=$(quoted "$folder/train.list")" --set data.format=raw "${given[@]}"
+  speakerkit average "$folder"
+}

@@ -31,25 +31,10 @@ stages: 1 prepare  2 simulate conversations  3 embedding model  4 PLDA  5 tune a
 TEXT
 }
 
-while [ $# -gt 0 ]; do
-  case $1 in
-    --corpus | --data | --train | --bundle | --config | --name | --conversations | --gpus | --nj | --stage | --stop-stage | --workdir)
-      [ $# -ge 2 ] || { echo "run.sh: $1 needs a value" >&2; exit 2; }
-      option=${1#--}
-      printf -v "${option//-/_}" %s "$2"
-      shift 2 ;;
-    --set)
-      [ $# -ge 2 ] || { echo "run.sh: --set needs a value" >&2; exit 2; }
-      set_args+=(--set "$2")
-      shift 2 ;;
-    -h | --help) usage; exit 0 ;;
-    *) echo "run.sh: unknown option $1; see run.sh --help" >&2; exit 2 ;;
-  esac
-done
 last_stage=8
 source "$root/tools/stages.sh"
+read_options "corpus data train bundle config name conversations gpus nj stage stop-stage workdir" "$@"
 require_stages "$gpus" "$nj" "$conversations"
-command -v speakerkit >/dev/null || { echo "run.sh: speakerkit is not installed; run 'make demo' in $root" >&2; exit 2; }
 
 case $corpus in
   demo) label="conversations of generated voices" sets=(simulated) rate=16000 size=_mini ;;
@@ -62,9 +47,7 @@ case $corpus in
     [ -n "$train" ] || { echo "run.sh: --corpus callhome needs --train DIR, a Kaldi directory of telephone speech" >&2; exit 2; } ;;
   *) echo "run.sh: unknown corpus $corpus; choose demo, mini or callhome" >&2; exit 2 ;;
 esac
-for folder in "$data" "$train" "$bundle"; do
-  [ -z "$folder" ] || [ -d "$folder" ] || { echo "run.sh: no such folder: $folder" >&2; exit 2; }
-done
+require_folders "$data" "$train" "$bundle"
 [ -z "$data" ] || data=$(cd "$data" && pwd)
 [ -z "$bundle" ] || bundle=$(cd "$bundle" && pwd)
 [ -z "$bundle" ] || [ -f "$bundle/config.yaml" ] || { echo "run.sh: no embedding model in $bundle" >&2; exit 2; }
@@ -89,12 +72,6 @@ device=cpu
 data_key="$corpus $data $train $conversations"
 model_key="$data_key $bundle $(sha256sum <"$config" | cut -c1-16)"
 network_key="$model_key $(cat "$here/conf/"*"$size.yaml" | sha256sum | cut -c1-16) ${set_args[*]-}"
-
-# The corpora of voices, and the model of a demo or mini run, are those of the embedding recipe.
-embedding_recipe() {
-  bash "$here/../voxceleb/run.sh" --corpus "$corpus" ${data:+--data "$data"} --gpus "$gpus" --nj "$nj" \
-    --workdir "$workdir/embedding" --stop-stage "$1"
-}
 
 stage_1() {
   if [ "$corpus" != callhome ]; then
@@ -156,22 +133,7 @@ stage_3() {
     embedding_recipe 4
     return
   fi
-  speakerkit data holdout "$train" "$exp/embedding"
-  training_options
-  [ -d "$sources/noise.lmdb" ] && [ -d "$sources/rir.lmdb" ] || given+=(--set "data.augment=[]")
-  speakerkit train "$config" --set "exp_dir=$(quoted "$exp/embedding")" --set "frontend.sample_rate=$rate" \
-    --set "data.train=$(quoted "$exp/embedding/train.list")" --set data.format=raw "${given[@]}"
-  speakerkit average "$exp/embedding"
-}
-
-# Into `given`: the device, and noises and room responses where there are any.
-training_options() {
-  given=(--set "trainer.device=$device")
-  [ "$gpus" -eq 0 ] || given+=(--nproc "$gpus")
-  local store
-  for store in noise rir; do
-    [ ! -d "$sources/$store.lmdb" ] || given+=(--set "data.$store=$(quoted "$sources/$store.lmdb")")
-  done
+  train_embedding "$config" "$exp/embedding" "$train" "$rate" "$sources"
 }
 
 stage_4() {
@@ -256,7 +218,7 @@ stage_6() {
 train_network() { # name, Kaldi directory to train on, further options
   local kind=${1%_adapted} folder=$exp/$1 data=$2
   shift 2
-  training_options
+  training_options "$sources" noise rir
   speakerkit train "$here/conf/$kind$size.yaml" --set "exp_dir=$(quoted "$folder")" --set "data.train=$(quoted "$data")" \
     "${given[@]}" "$@" ${set_args[@]+"${set_args[@]}"}
   speakerkit average "$folder"

@@ -28,25 +28,10 @@ stages: 1 prepare  2 lists, shards, noise stores  3 train  4 average, extract  5
 TEXT
 }
 
-while [ $# -gt 0 ]; do
-  case $1 in
-    --corpus | --data | --config | --name | --dev | --gpus | --nj | --stage | --stop-stage | --workdir)
-      [ $# -ge 2 ] || { echo "run.sh: $1 needs a value" >&2; exit 2; }
-      option=${1#--}
-      printf -v "${option//-/_}" %s "$2"
-      shift 2 ;;
-    --set)
-      [ $# -ge 2 ] || { echo "run.sh: --set needs a value" >&2; exit 2; }
-      set_args+=(--set "$2")
-      shift 2 ;;
-    -h | --help) usage; exit 0 ;;
-    *) echo "run.sh: unknown option $1; see run.sh --help" >&2; exit 2 ;;
-  esac
-done
 last_stage=10
 source "$root/tools/stages.sh"
+read_options "corpus data config name dev gpus nj stage stop-stage workdir" "$@"
 require_stages "$gpus" "$nj"
-command -v speakerkit >/dev/null || { echo "run.sh: speakerkit is not installed; run 'make demo' in $root" >&2; exit 2; }
 
 case $corpus in
   demo) label="demo corpus (synthetic voices)" ;;
@@ -58,15 +43,13 @@ case $corpus in
     [ -n "$data" ] || { echo "run.sh: --corpus voxceleb needs --data DIR with voxceleb1, voxceleb2, musan, RIRS_NOISES" >&2; exit 2; } ;;
   *) echo "run.sh: unknown corpus $corpus; choose demo, mini or voxceleb" >&2; exit 2 ;;
 esac
-[ -z "$data" ] || [ -d "$data" ] || { echo "run.sh: no such folder: $data" >&2; exit 2; }
+require_folders "$data" "$dev"
 [ -z "$data" ] || data=$(cd "$data" && pwd)
 if [ -z "$config" ]; then
   config=$here/conf/mini.yaml
   [ "$corpus" != voxceleb ] || config=$here/conf/resnet34.yaml
 fi
 [ -f "$config" ] || { echo "run.sh: no such configuration: $config" >&2; exit 2; }
-
-[ -z "$dev" ] || [ -d "$dev" ] || { echo "run.sh: no such folder: $dev" >&2; exit 2; }
 
 lists=$workdir/data/$corpus
 [ "$corpus" != demo ] || dev=${dev:-$lists/more/test}

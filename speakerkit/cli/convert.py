@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from speakerkit.cli.options import file_name
+
 if TYPE_CHECKING:
     from speakerkit.diarization.turns import Diarization
-
-UNSAFE_IN_FILES = r"/\\:*?\"<>|"
 
 
 def convert(
@@ -34,7 +34,6 @@ def convert(
     Times are rounded to milliseconds. To .uem is written how long each recording lasts.
     """
     from speakerkit.diarization.formats import format_of, read_turns, to_text, write_text
-    from speakerkit.diarization.formats.text import escape
 
     found = read_turns(source, source_format)
     if recording is not None:
@@ -48,7 +47,7 @@ def convert(
     if out_format is not None and (out.endswith("/") or Path(out).is_dir()):
         suffix = format_of(out, out_format).suffix
         for key, each in found.items():
-            write_text(Path(out) / (escape(key, UNSAFE_IN_FILES) + suffix), to_text([each], out_format))
+            write_text(Path(out) / (file_name(key) + suffix), to_text([each], out_format))
         typer.echo(f"{out}: {len(found)} files", err=True)
         return
     text = _text(found, out, out_format)

@@ -8,12 +8,22 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import numpy as np
 import typer
 
-from speakerkit.cli.options import AllowPipes, Device, Json, Model, check_channel, open_model
+from speakerkit.cli.options import (
+    AllowPipes,
+    Device,
+    Json,
+    Model,
+    check_channel,
+    claim_folder,
+    file_name,
+    named_entries,
+    open_model,
+)
 from speakerkit.cli.vad import (
     Channels,
     MaxSpeech,
@@ -36,7 +46,6 @@ if TYPE_CHECKING:
     from speakerkit.verification.backend import Backend
     from speakerkit.verification.voiceprints.store import Match
 
-UNSAFE_IN_FILES = r"/\\:*?\"<>|"
 NOTE = "diarize.yaml"
 
 
@@ -145,7 +154,7 @@ def diarize(
     )
     formats = _formats("json" if as_json and out is None else format)
     asked: Channel | Literal["each"] = "each" if channel == "each" else check_channel(channel)
-    entries = _entries(files, allow_pipes)
+    entries = named_entries(files, allow_pipes)
     _require_room(formats, out, len(entries), asked, save_embeddings)
     embedder = open_model(model, device, threads)
     with ExitStack() as stack:
@@ -173,7 +182,8 @@ def diarize(
             "embeddings": save_embeddings,
         }
         folder = Folder(out, formats, save_embeddings)
-        folder.claim({key: str(value) if isinstance(value, Path) else value for key, value in told.items()}, overwrite)
+        note = {key: str(value) if isinstance(value, Path) else value for key, value in told.items()}
+        claim_folder(out / NOTE, note, overwrite, "turns")
         _write(recordings, entries, folder, overwrite, as_json)
 
 
@@ -241,31 +251,13 @@ class Folder:
     formats: tuple[str, ...]
     embeddings: bool
 
-    def claim(self, note: Mapping[str, Any], overwrite: bool) -> None:
-        """Say what the files are made with; refuse to mix them with others, unless all are done again.
-
-        Raises:
-            DataError: the folder holds turns that were made with other settings.
-        """
-        from speakerkit.config import read_yaml, write_yaml
-        from speakerkit.errors import DataError
-
-        path = self.path / NOTE
-        if path.exists() and not overwrite:
-            theirs = read_yaml(path)
-            other = sorted(key for key in {*note, *theirs} if theirs.get(key) != note.get(key))
-            if other:
-                remedy = "use --overwrite, or another folder"
-                raise DataError(self.path, f"holds turns made with other settings ({', '.join(other)})", remedy)
-        write_yaml(path, dict(note))
-
     def file(self, recording: str, name: str, channel: int | None = None) -> Path:
         """The file of a recording in a format; of a channel where the format holds but one."""
         from speakerkit.diarization.formats import format_of
 
         form = format_of("", name)
         own = f"-{channel}" if channel is not None and form.write is None else ""
-        return self.path / f"{_file_name(recording)}{own}{form.suffix}"
+        return self.path / f"{file_name(recording)}{own}{form.suffix}"
 
     def has(self, recording: str, channel: int | None) -> bool:
         """Whether a recording is done; files of the first channel are written last."""
@@ -290,7 +282,7 @@ class Folder:
         from speakerkit.data.ark import Embeddings, write_embeddings
         from speakerkit.diarization.formats.rttm import name_field
 
-        path = self.path / f"{_file_name(found[0].recording)}.embeddings.npz"
+        path = self.path / f"{file_name(found[0].recording)}.embeddings.npz"
         vectors = {
             (f"{one.channel}:" if each else "") + name_field(speaker.label): speaker.embedding
             for one in found
@@ -332,10 +324,10 @@ def _write(recordings: Recordings, entries: Mapping[str, str], folder: Folder, o
     failures_path = folder.path / "failed.tsv"
     for key, found, error in recordings.all(wanted, len(entries) == 1):
         if error:
-            failures[_file_name(key)] = error
+            failures[file_name(key)] = error
         else:
             folder.write(found, each)
-    write_failures(failures_path, map(_file_name, entries), failures)
+    write_failures(failures_path, map(file_name, entries), failures)
     counts = {"written": len(wanted) - len(failures), "kept": len(entries) - len(wanted), "failed": len(failures)}
     if as_json:
         typer.echo(json.dumps({"out": str(folder.path), **counts}, ensure_ascii=False))
@@ -356,12 +348,6 @@ def _text(found: Sequence[Diarization], name: str, embeddings: bool) -> str:
     if name == "json" and embeddings:
         return write_json(by_key(found, "recordings").values(), embeddings=True)
     return to_text(found, name)
-
-
-def _file_name(recording: str) -> str:
-    from speakerkit.diarization.formats.text import escape
-
-    return escape(recording, UNSAFE_IN_FILES)
 
 
 def _lengths(text: str) -> tuple[float, ...]:
@@ -392,23 +378,6 @@ def _require_room(
         raise DataError(formats[0], "files hold one recording", "name a folder with --out, or choose another format")
     if embeddings and formats[0] != "json":
         raise DataError("--save-embeddings", "has nowhere to write to", "name a folder with --out, or print --json")
-
-
-def _entries(files: Sequence[Path], allow_pipes: bool) -> dict[str, str]:
-    """Recordings by their id: the name of a file without suffix, or the key in a list."""
-    from speakerkit.data.lists import read_scp
-    from speakerkit.errors import DataError
-
-    entries: dict[str, str] = {}
-    for file in files:
-        listed = read_scp(file, allow_pipes) if file.suffix == ".scp" else {file.stem: str(file)}
-        for key, entry in listed.items():
-            if key in entries:
-                raise DataError(key, "is the name of two recordings", "give them to two commands")
-            entries[key] = entry
-    if not entries:
-        raise DataError(files[0], "names no recordings", "check the list")
-    return entries
 
 
 def _namer(

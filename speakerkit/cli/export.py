@@ -12,10 +12,19 @@ if TYPE_CHECKING:
 
 
 def export(
-    model: Annotated[Path, typer.Argument(help="Model bundle folder; gets model.onnx.")],
+    model: Annotated[Path, typer.Argument(help="Embedding bundle or extraction model; gets model.onnx.")],
 ) -> None:
-    """Write model.onnx (`feats (B,T,F) -> embs (B,D)`) into a bundle, compared with torch before it counts."""
+    """Write model.onnx into a folder, compared with torch before it counts.
+
+    Of an embedding model: feats (B,T,F) to embs (B,D). Of an extraction model: mixture (B,S) and voices (B,K,D) to
+    waveform (B,K,S), and enrol.onnx (enrolment (N,S) and lengths (N) to voices (N,D)) where it enrols by itself.
+    """
     from speakerkit.errors import MissingExtraError
+    from speakerkit.extraction.bundle import is_extractor
+
+    if is_extractor(model):
+        _export_extractor(model)
+        return
 
     try:
         from speakerkit.export.bundle import export_bundle
@@ -26,6 +35,19 @@ def export(
     typer.echo(f"{model / 'model.onnx'}: largest difference to torch {_shown(parity)}, over")
     for row in parity.rows:
         typer.echo(f"  batch {row.batch}, {row.frames} frames: {_shown(row)}")
+
+
+def _export_extractor(model: Path) -> None:
+    from speakerkit.errors import MissingExtraError
+
+    try:
+        from speakerkit.export.extraction import export_extractor
+    except ImportError:
+        raise MissingExtraError("export", "train") from None
+
+    for row in export_extractor(model):
+        voices = f" with {row.voices} voices" if row.voices else ""
+        typer.echo(f"{model / row.graph}: {row.decibels:.0f} dB near torch at {row.shape}{voices}")
 
 
 def _shown(found: Parity | ParityRow) -> str:

@@ -22,6 +22,7 @@ from speakerkit.cli.doctor import doctor
 from speakerkit.cli.embed import embed
 from speakerkit.cli.enroll import enroll
 from speakerkit.cli.export import export
+from speakerkit.cli.extract import extract
 from speakerkit.cli.finetune import finetune
 from speakerkit.cli.identify import identify
 from speakerkit.cli.import_ import import_
@@ -55,6 +56,7 @@ COMMANDS: tuple[Callable[..., None], ...] = (
     identify,
     vad,
     diarize,
+    extract,
     calibrate,
     metrics,
     convert,

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, cast
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
+
+UNSAFE_IN_FILES = r"/\\:*?\"<>|"
 
 if TYPE_CHECKING:
     from speakerkit.audio import Channel
@@ -38,12 +41,17 @@ def open_model(path: Path, device: str, threads: int = 0) -> Embedder:
     """The model of ``--model`` on ``--device``; which one "auto" came to is said on stderr."""
     from speakerkit.embedding.embedder import load
 
-    if device not in ("auto", "cpu", "cuda"):
-        raise typer.BadParameter(f"{device!r} is none of auto, cpu, cuda", param_hint="--device")
-    embedder = load(path, device, threads)
+    embedder = load(path, check_device(device), threads)
     if device == "auto":
         typer.echo(f"device: {embedder.device}", err=True)
     return embedder
+
+
+def check_device(value: str) -> str:
+    """The value of ``--device``."""
+    if value not in ("auto", "cpu", "cuda"):
+        raise typer.BadParameter(f"{value!r} is none of auto, cpu, cuda", param_hint="--device")
+    return value
 
 
 def check_channel(value: str) -> Channel:
@@ -53,3 +61,53 @@ def check_channel(value: str) -> Channel:
     if not (value.isascii() and value.isdigit()):
         raise typer.BadParameter(f"{value!r} is neither 'mix' nor a number", param_hint="--channel")
     return int(value)
+
+
+def named_entries(files: Sequence[Path], allow_pipes: bool) -> dict[str, str]:
+    """Recordings by their id: the name of a file without suffix, or the key in a list (.scp).
+
+    Raises:
+        DataError: a bad list, an id twice, or no recordings.
+    """
+    from speakerkit.data.lists import read_scp
+    from speakerkit.errors import DataError
+
+    entries: dict[str, str] = {}
+    for file in files:
+        listed = read_scp(file, allow_pipes) if file.suffix == ".scp" else {file.stem: str(file)}
+        for key, entry in listed.items():
+            if key in entries:
+                raise DataError(key, "is the name of two recordings", "give them to two commands")
+            entries[key] = entry
+    if not entries:
+        raise DataError(files[0], "names no recordings", "check the list")
+    return entries
+
+
+def file_name(key: str) -> str:
+    """What a file is called for an id, without suffix."""
+    from speakerkit.diarization.formats.text import escape
+
+    return escape(key, UNSAFE_IN_FILES)
+
+
+def claim_folder(path: Path, note: Mapping[str, Any], overwrite: bool, what: str) -> None:
+    """Write a note on the settings that the files of its folder are made with; refuse to mix them with others.
+
+    Args:
+        overwrite: all files are made again.
+        what: they hold, in words.
+
+    Raises:
+        DataError: the folder holds files that were made with other settings.
+    """
+    from speakerkit.config import read_yaml, write_yaml
+    from speakerkit.errors import DataError
+
+    if path.exists() and not overwrite:
+        theirs = read_yaml(path)
+        other = sorted(key for key in {*note, *theirs} if theirs.get(key) != note.get(key))
+        if other:
+            remedy = "use --overwrite, or another folder"
+            raise DataError(path.parent, f"holds {what} made with other settings ({', '.join(other)})", remedy)
+    write_yaml(path, dict(note))

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from speakerkit.audio import Audio, AudioSource, Channel, Samples, load_audio, require_signal
-from speakerkit.bundle import CONFIG, Bundle, read_bundle
+from speakerkit.bundle import CONFIG, GRAPH, Bundle, read_bundle
 from speakerkit.data.lists import open_entry
 from speakerkit.errors import AudioError, BundleError, ConfigError, MissingExtraError, SpeakerKitError, first_line
 from speakerkit.features import Features, features
@@ -356,8 +356,7 @@ def _onnx_runner(bundle: Bundle, device: str) -> tuple[Run, str, int]:
     Returns:
         the function, what it runs on in words, and the fewest frames that it takes.
     """
-    assert bundle.graph is not None
-    session, used = open_session(bundle.graph, device)
+    session, used = open_session(bundle.path / GRAPH, device)
     _check_graph(bundle, session)
 
     batch = session.get_inputs()[0].shape[0]

@@ -22,7 +22,7 @@ from speakerkit.extraction.bundle import ENROL_GRAPH, VOICE, ExtractionBundle, r
 from speakerkit.extraction.model import Conditioned, open_conditioned
 from speakerkit.files import atomic_path
 
-LEAST_DB = 60.0  # of what torch gives over its difference to onnxruntime
+LEAST_DB, MOST_DB = 60.0, 200.0  # of what torch gives over its difference to onnxruntime: needed, and shown
 SECONDS = (0.5, 1.7)  # of what is compared, besides the shortest
 LEVEL = 0.1  # of the noise that is compared
 
@@ -47,11 +47,11 @@ class ExtractionParity:
 def export_extractor(path: str | Path) -> tuple[ExtractionParity, ...]:
     """Write ``model.onnx``, and ``enrol.onnx`` of a model with a speaker encoder of its own, into a model's folder.
 
-    ``model.onnx``: ``mixture (B, S)`` and ``voices (B, K, D)``, as the embedding model or ``enrol.onnx`` gives them, to
-    ``waveform (B, K, S)``; a blind separator takes the mixture alone. ``enrol.onnx``: ``enrolment (N, S)``, of which the
-    first ``lengths (N)`` samples are real, to ``voices (N, D)``. All of B, K, S and N are free. Their metadata hold
-    ``sample_rate``, ``voice_size``, ``sources``, ``min_samples``, ``min_enrolment`` and ``weights_sha256``. An embedding
-    model in ``voice`` without an ONNX file gets its own. All or none of this model's files are replaced.
+    ``model.onnx``: ``mixture (B, S)`` and ``voices (B, K, D)``, as the embedding model or ``enrol.onnx`` gives them,
+    to ``waveform (B, K, S)``; a blind separator takes the mixture alone. ``enrol.onnx``: ``enrolment (N, S)``, of which
+    the first ``lengths (N)`` samples are real, to ``voices (N, D)``. All of B, K, S and N are free. Their metadata hold
+    ``sample_rate``, ``voice_size``, ``sources``, ``min_samples``, ``min_enrolment`` and ``weights_sha256``. An
+    embedding model in ``voice`` without an ONNX file gets its own. All or none of this model's files are replaced.
 
     Raises:
         BundleError: no weights, or files that are less than 60 dB near to torch.
@@ -139,8 +139,9 @@ class _Enrol(nn.Module):
 
 
 def _export(graph: _Waveform | _Enrol, path: Path, metadata: Mapping[str, str]) -> None:
-    example = graph.inputs(2, 3, graph.shortest + round(SECONDS[0] * graph.rate) + 1, torch.Generator().manual_seed(0))
-    free = {name: dict.fromkeys(range(min(tensor.ndim, 2)), torch.export.Dim.DYNAMIC) for name, tensor in example.items()}
+    samples = graph.shortest + round(SECONDS[0] * graph.rate) + 1
+    example = graph.inputs(2, 3, samples, torch.Generator().manual_seed(0))
+    free = {key: dict.fromkeys(range(min(value.ndim, 2)), torch.export.Dim.DYNAMIC) for key, value in example.items()}
     with quiet_exporter(), sdpa_kernel(SDPBackend.MATH):  # other kernels leave memory layouts that ONNX has no view of
         program = torch.onnx.export(
             graph.eval(),
@@ -191,4 +192,4 @@ def _decibels(expected: np.ndarray, actual: np.ndarray) -> float:
     exact = expected.astype(np.float64)
     energies = np.square(exact).sum(), np.square(exact - actual).sum()
     tiny = np.finfo(np.float64).tiny
-    return float(10 * (np.log10(energies[0] + tiny) - np.log10(energies[1] + tiny)))
+    return min(MOST_DB, float(10 * (np.log10(energies[0] + tiny) - np.log10(energies[1] + tiny))))

@@ -77,6 +77,7 @@ class AtssNet(MagnitudeExtractor):
         head_channels: of a head.
         expansion: rows in the middle of a feed-forward layer, by those around it.
         attention: with the blocks; without is an ablation of Table 3.
+        voice_rows: bins that a linear layer makes of the voice; 0 for the voice itself, as published. Fewer are cheaper.
 
     Raises:
         ConfigError: both ``sources`` and ``voice_size`` are given.
@@ -97,9 +98,11 @@ class AtssNet(MagnitudeExtractor):
         head_channels: int = 128,
         expansion: int = 4,
         attention: bool = True,
+        voice_rows: int = 0,
     ) -> None:
         super().__init__(voice_size, blind_sources(sources, voice_size), n_fft, window, hop, power)
-        rows = self.stft.bins + voice_size
+        rows = self.stft.bins + (voice_rows or voice_size)
+        self.voice = nn.Linear(voice_size, voice_rows) if voice_rows else nn.Identity()
         self.stem = nn.Sequential(
             convolution(1, channels, (5, 5), dilations[0]),
             *(convolution(channels, channels, (5, 5), dilation) for dilation in dilations[1:]),
@@ -112,6 +115,7 @@ class AtssNet(MagnitudeExtractor):
         self.mask = nn.Conv2d(channels, max(self.sources, 1), 3, padding=1)
 
     def masks(self, magnitudes: Tensor, voices: Tensor) -> Tensor:
+        voices = self.voice(voices)
         shape = (*voices.shape[:2], magnitudes.shape[1], -1)  # (batch, voices, frames, rows)
         rows = torch.cat([magnitudes.unsqueeze(1).expand(shape), voices.unsqueeze(2).expand(shape)], dim=3)
         maps = self.blocks(self.stem(rows.flatten(0, 1).unsqueeze(1)))  # (batch * voices, channels, frames, rows)

@@ -30,6 +30,7 @@ class ExtractorConfig:
             own, "none" for blind separation.
         voice_size: D.
         chunk_seconds: of the mixtures that it was trained on.
+        scale_free: whether its loss left the scale of its output free, as SI-SDR does: it is brought to the mixture's.
         provenance: data, recipe, git revision, versions.
         results: figures measured with this model, by test set.
     """
@@ -39,6 +40,7 @@ class ExtractorConfig:
     voices: Literal["embedding", "joint", "none"]
     voice_size: int = 0
     chunk_seconds: float = 4.0
+    scale_free: bool = False
     format: str = FORMAT
     provenance: dict[str, Any] = field(default_factory=dict)
     results: dict[str, Any] = field(default_factory=dict)
@@ -93,6 +95,12 @@ class ExtractionBundle:
             fault = f"gives embeddings of {bundle.config.embedding_size}, not of {self.config.voice_size}"
             raise BundleError(bundle.path, fault, "copy the whole folder")
         return bundle
+
+
+def is_extractor(path: str | Path) -> bool:
+    """Whether a folder says that it holds an extraction model."""
+    config = Path(path) / CONFIG
+    return config.is_file() and read_yaml(config).get("format") == FORMAT
 
 
 def read_extractor(path: str | Path) -> ExtractionBundle:

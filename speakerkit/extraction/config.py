@@ -17,10 +17,10 @@ class MixtureData:
     """What extraction is learnt from.
 
     Attributes:
-        train: Kaldi directory, raw list or shard list of utterances of single speakers, mixed on the fly; or a directory
-            of prepared mixtures (with ``ref.scp``).
-        voices: of prepared mixtures, recordings of their speakers to enrol with, as ``train`` names them; ``None`` takes
-            the enrolments of the directory.
+        train: Kaldi directory, raw list or shard list of utterances of single speakers, mixed on the fly; or a
+            directory of prepared mixtures (with ``ref.scp``).
+        voices: of prepared mixtures, recordings of their speakers to enrol with, as ``train`` names them; ``None``
+            takes the enrolments of the directory.
         valid: either of the two, of other speakers, to watch the training by; ``None`` for none.
         noise, rir: stores for mixing on the fly.
         genders: ``spk2gender`` or ``SPEAKERS.TXT``, for ``mixing.same_gender_share``.
@@ -56,7 +56,10 @@ class LossSettings:
             USED's scenario-aware loss.
         scale_weights: of a multi-scale model's estimates, for all kinds but "magnitude".
         power: of magnitudes, for "magnitude".
+        ceiling: dB from which on a better estimate gains nothing, for "si_sdr" and "sdr"; else crops in which the
+            target speaks alone would count most.
         absent: weight of what is left of the mixture where the target is silent, for "si_sdr" and "sdr".
+        separation: weight of the same loss, by PIT, of what a model separates before it hears a voice.
         speaker: weight of the cross-entropy of training speakers, told by the voices of a model with an encoder of its
             own or of a tuned one; 0 for none.
     """
@@ -64,13 +67,15 @@ class LossSettings:
     kind: Literal["si_sdr", "sdr", "magnitude", "scenario"] = "si_sdr"
     scale_weights: tuple[float, ...] = (0.8, 0.1, 0.1)
     power: float = 0.3
+    ceiling: float = 30.0
     absent: float = 0.1
+    separation: float = 0.5
     speaker: float = 0.5
 
     def __post_init__(self) -> None:
         require(bool(self.scale_weights), "loss.scale_weights", self.scale_weights, "give one for each scale")
         require(0 < self.power <= 1, "loss.power", self.power, "it is above 0 and at most 1")
-        for name in ("absent", "speaker"):
+        for name in ("absent", "separation", "speaker"):
             require(getattr(self, name) >= 0, f"loss.{name}", getattr(self, name), "it is at least 0")
 
 

@@ -28,15 +28,16 @@ from speakerkit.extraction.bundle import ExtractorConfig, read_extractor
 from speakerkit.extraction.config import JOINT, ExtractionConfig
 from speakerkit.extraction.losses import (
     ScenarioWeights,
+    best_order,
     leakage,
     magnitude_mse,
     multi_scale,
     pairwise,
-    permutation_invariant,
     scenario_loss,
     sdr,
     si_sdr,
 )
+from speakerkit.extraction.magnitude import MagnitudeExtractor
 from speakerkit.extraction.mixtures import Mixture, Mixtures, PreparedMixtures
 from speakerkit.extraction.model import Conditioned, ExtractionNet, VoiceEncoder, build_conditioned
 from speakerkit.extraction.registry import Extracted
@@ -46,6 +47,7 @@ Batch = dict[str, Any]
 
 VALID_SEED = 0  # of validation mixtures, whatever the run's seed
 NOBODY = -1  # class of a speaker who is not trained on
+ALONE = 60.0  # dB of SI-SDR, from which on a mixture is its target but for rounding
 CENTRED_ON = 1000  # enrolments at most, whose embeddings' mean is taken from every embedding
 
 
@@ -88,6 +90,7 @@ class ExtractionTask:
         size = None if self.bundle is None else self.bundle.config.embedding_size
         conditioned = build_conditioned(config.model, self.settings.sample_rate, size)
         self._check(conditioned)
+        self._extractor = conditioned.extractor
         encoder = None
         if self.bundle is not None:
             encoder = VoiceEncoder(open_backbone(self.bundle), self.bundle.config.frontend, config.tune)
@@ -106,15 +109,18 @@ class ExtractionTask:
         if extractor.sources and self.settings.speakers != (extractor.sources, extractor.sources):
             fault = f"are {self.settings.speakers}, {name} separates {extractor.sources}"
             raise ConfigError("data.mixing.speakers", fault, "give that number twice")
+        separated = self.config.model.args.get("separate", 0)
+        known = not self.settings.targets and not self.settings.absent_share
+        if separated and not (known and self.settings.speakers == (separated, separated)):
+            fault = f"is {separated}, which asks for mixtures of that many targets"
+            remedy = "set data.mixing.speakers to it, targets and absent_share to 0"
+            raise ConfigError("model.args.separate", fault, remedy)
         size = round(self.settings.seconds * self.settings.sample_rate)
         if size < extractor.min_samples:
             fault = f"makes {size} samples, {name} needs {extractor.min_samples}"
             raise ConfigError("data.mixing.seconds", fault, "raise it")
-        if loss.kind == "magnitude":
-            try:
-                extractor.magnitudes(torch.zeros(1, size))
-            except NotImplementedError:
-                raise ConfigError("loss.kind", f"is magnitude, {name} gives none", "take si_sdr") from None
+        if loss.kind == "magnitude" and not isinstance(extractor, MagnitudeExtractor):
+            raise ConfigError("loss.kind", f"is magnitude, {name} gives none", "take si_sdr")
 
     def _mean_embedding(self, bundle: Bundle) -> npt.NDArray[np.float32]:
         """Of one enrolment of each of the first training mixtures' first speakers."""
@@ -148,6 +154,7 @@ class ExtractionTask:
         batch: Batch = {
             "mixture": torch.from_numpy(np.stack([each.mixture for each in mixtures])),  # (B, S)
             "targets": torch.from_numpy(np.stack([each.targets for each in mixtures])),  # (B, K, S)
+            "present": torch.from_numpy(np.stack([each.present for each in mixtures])),  # (B, K)
             "keys": [each.key for each in mixtures],
         }
         if self.config.loss.kind == "scenario":
@@ -164,7 +171,7 @@ class ExtractionTask:
         return batch
 
     def _filled(self, enrolment: Samples, size: int) -> Samples:
-        """As long as the longest: an embedding model hears it repeated, an encoder of the model's own leaves zeros out."""
+        """As long as the longest: an embedding model hears it repeated, an encoder of the model's own no zeros."""
         if self.bundle is not None:
             return np.resize(enrolment, size)
         return np.pad(enrolment, (0, size - len(enrolment)))
@@ -172,12 +179,13 @@ class ExtractionTask:
     def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss that the configuration names, and the improvement of SI-SDR over the mixture where targets speak."""
         extracted, logits = model(batch["mixture"], batch.get("enrolments"), batch.get("lengths"))
-        extracted, targets = self._in_order(extracted, batch["targets"])
-        mixture = batch["mixture"].unsqueeze(1)
-        heard = targets.any(dim=-1)  # (B, K)
-        loss = self._extraction_loss(model, extracted, batch, targets, heard)
-        gained = si_sdr(extracted.waveform.detach(), targets) - si_sdr(mixture, targets)
-        metrics = {"si_sdr_improvement": _mean_where(gained, heard)}
+        if self.config.embedder is None:
+            batch = _in_order(batch, extracted.waveform)
+        loss = self._extraction_loss(extracted, batch)
+        metrics = {"si_sdr_improvement": _improvement(extracted.waveform.detach(), batch)}
+        if extracted.separated is not None:
+            own = Extracted(extracted.separated)
+            loss = loss + self.config.loss.separation * self._waveform_loss(own, _in_order(batch, own.waveform))
         if logits is not None and self.config.loss.speaker:
             known = batch["labels"] != NOBODY
             if known.any():
@@ -186,24 +194,16 @@ class ExtractionTask:
                 metrics["speaker_loss"] = wrong.detach()
         return loss, metrics
 
-    def _in_order(self, extracted: Extracted, targets: Tensor) -> tuple[Extracted, Tensor]:
-        """Targets in the order of a blind separator's estimates: by the loss, or as they are where voices were given."""
-        if self.config.embedder is not None:
-            return extracted, targets
-        losses = pairwise(lambda estimate, target: -si_sdr(estimate, target), extracted.waveform, targets)
-        _, order = permutation_invariant(losses)  # (B, K) the estimate of each target
-        index = torch.argsort(order, dim=1)[..., None].expand_as(targets)
-        return extracted, targets.gather(1, index)
-
-    def _extraction_loss(
-        self, model: nn.Module, extracted: Extracted, batch: Batch, targets: Tensor, heard: Tensor
-    ) -> Tensor:
+    def _extraction_loss(self, extracted: Extracted, batch: Batch) -> Tensor:
         settings = self.config.loss
-        if settings.kind == "magnitude":
-            assert extracted.magnitude is not None
-            wanted = _unwrapped(model).conditioned.extractor.magnitudes(targets)
-            return magnitude_mse(extracted.magnitude, wanted, settings.power).mean()
-        estimates = extracted.scales or (extracted.waveform,)
+        if settings.kind != "magnitude" or extracted.magnitude is None:
+            return self._waveform_loss(extracted, batch)
+        wanted = self._extractor.magnitudes(batch["targets"])
+        return magnitude_mse(extracted.magnitude, wanted, settings.power).mean()
+
+    def _waveform_loss(self, extracted: Extracted, batch: Batch) -> Tensor:
+        settings, targets = self.config.loss, batch["targets"]
+        estimates = (extracted.waveform, *extracted.scales)
         weights = settings.scale_weights if extracted.scales else (1.0,)
         if settings.kind == "scenario":
             own = batch["speaking"]
@@ -213,11 +213,11 @@ class ExtractionTask:
                 return scenario_loss(estimate, target, own, other, self.settings.sample_rate, ScenarioWeights())
 
             return multi_scale(by_scenario, estimates, targets, weights).mean()
-        measure = si_sdr if settings.kind == "si_sdr" else sdr
-        present = -multi_scale(measure, estimates, targets, weights)
+        measure = sdr if settings.kind == "sdr" else si_sdr
         mixture = batch["mixture"].unsqueeze(1)
-        absent = multi_scale(lambda estimate, _: leakage(estimate, mixture), estimates, targets, weights)
-        return torch.where(heard, present, settings.absent * absent).mean()
+        gained = multi_scale(lambda *pair: measure(*pair).clamp(max=settings.ceiling), estimates, targets, weights)
+        left = multi_scale(lambda estimate, _: leakage(estimate, mixture), estimates, targets, weights)
+        return torch.where(batch["present"], -gained, settings.absent * left).mean()
 
     def evaluate(self, model: Any) -> dict[str, float]:
         """Nothing but what :meth:`loss` gives."""
@@ -258,7 +258,8 @@ def described(config: ExtractionConfig) -> ExtractorConfig:
     if voices == "embedding":
         size = read_bundle(open_name(Path(str(config.embedder)))).config.embedding_size
     mixing = config.data.mixing
-    return ExtractorConfig(config.model, mixing.sample_rate, voices, size, mixing.seconds)
+    scale_free = config.loss.kind in ("si_sdr", "scenario")
+    return ExtractorConfig(config.model, mixing.sample_rate, voices, size, mixing.seconds, scale_free)
 
 
 def speaking(mixture: Mixture) -> npt.NDArray[np.float32]:
@@ -270,11 +271,21 @@ def speaking(mixture: Mixture) -> npt.NDArray[np.float32]:
     return mask
 
 
-def _mean_where(values: Tensor, mask: Tensor) -> Tensor:
-    return (values * mask).sum() / mask.sum().clamp_min(1)
+def _in_order(batch: Batch, estimates: Tensor) -> Batch:
+    """The batch with targets in the order in which estimates (B, K, S) are nearest to them."""
+    losses = pairwise(lambda estimate, target: -si_sdr(estimate, target), estimates, batch["targets"])
+    order = torch.argsort(best_order(losses), dim=1)  # (B, K) the target of each estimate
+    ordered = {name: _reordered(batch[name], order) for name in ("targets", "present", "speaking") if name in batch}
+    return {**batch, **ordered}
 
 
-def _unwrapped(model: nn.Module) -> ExtractionNet:
-    inner = getattr(model, "module", model)
-    assert isinstance(inner, ExtractionNet)
-    return inner
+def _reordered(values: Tensor, order: Tensor) -> Tensor:
+    return torch.take_along_dim(values, order.unsqueeze(-1) if values.ndim == 3 else order, dim=1)
+
+
+def _improvement(estimates: Tensor, batch: Batch) -> Tensor:
+    """Mean of SI-SDR over that of the mixture, of the targets that speak and do not speak alone."""
+    targets = batch["targets"]
+    before = si_sdr(batch["mixture"].unsqueeze(1), targets)
+    counted = batch["present"] & (before < ALONE)
+    return ((si_sdr(estimates, targets) - before) * counted).sum() / counted.sum().clamp_min(1)

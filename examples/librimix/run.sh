@@ -1,0 +1,235 @@
+#!/usr/bin/env bash
+# Only the voice that is enrolled: from mixtures to a scored and exported extraction model. `run.sh --help` explains the options.
+set -euo pipefail
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+root=$(cd "$here/../.." && pwd)
+export PATH="$root/.venv/bin:$PATH"
+
+corpus=demo data="" model=bsrnn mode=max condition=clean rate="" speakers=2 mixtures=100 bundle="" config="" name=""
+gpus=0 nj=2 stage="" stop_stage=8 workdir=$here
+set_args=()
+command="run.sh $*"
+
+usage() {
+  cat <<'TEXT'
+usage: run.sh [options]
+  --corpus NAME     demo (generated voices, the default), mini (librispeech-mini), librimix
+  --data DIR        where the corpus lies; for mini $SPEAKERKIT_DATA or ../shared/data by default; for librimix the folder with
+                    Libri2Mix or Libri3Mix, or with metadata, LibriSpeech and, for both, wham_noise to make them from
+  --model NAME      bsrnn (the default), spex_plus, voicefilter, atss_net; blind: conv_tasnet, dprnn
+  --mode NAME       max (zeros up to the longest voice, the default), min (cut to the shortest)
+  --condition NAME  clean (the default), both (with noise)
+  --rate HZ         8000 or 16000; 8000 by default, for librimix 16000
+  --speakers N      2 (the default) or 3 in a mixture
+  --mixtures N      to draw and score on (demo, mini), 100 by default
+  --bundle DIR      take this embedding model instead of training one
+  --config FILE     experiment, conf/MODEL.yaml by default (conf/MODEL_mini.yaml for demo and mini)
+  --name NAME       names the folder exp/CORPUS-NAME, the model's name by default
+  --set KEY=VALUE   override a value of the configuration; may be given several times
+  --stage N         begin at this stage, run before or not; without it finished stages are skipped
+  --stop-stage N    end after this stage
+  --gpus N          GPUs to train on, 0 for the CPU
+  --nj N            parallel jobs of preparation, extraction and scoring
+  --workdir DIR     where data/ and exp/ are made, this folder by default
+stages: 1 prepare  2 mixtures  3 train  4 average  5 extract  6 score  7 export, check  8 report
+TEXT
+}
+
+last_stage=8
+source "$root/tools/stages.sh"
+read_options "corpus data model mode condition rate speakers mixtures bundle config name gpus nj stage stop-stage workdir" "$@"
+require_stages "$gpus" "$nj" "$mixtures"
+
+require_one_of() { # option, its value, the values there are
+  local option=$1 value=$2
+  shift 2
+  [[ " $* " == *" $value "* ]] || { echo "run.sh: unknown $option $value; choose one of: $*" >&2; exit 2; }
+}
+require_one_of corpus "$corpus" demo mini librimix
+require_one_of mode "$mode" min max
+require_one_of condition "$condition" clean both
+require_one_of "number of speakers" "$speakers" 2 3
+case $corpus in
+  demo) label="mixtures of generated voices" size=_mini ;;
+  mini)
+    label="mixtures of librispeech-mini" size=_mini
+    [ -n "$data" ] || data=${SPEAKERKIT_DATA:-$root/../shared/data} ;;
+  librimix)
+    label="Libri${speakers}Mix" size="" rate=${rate:-16000}
+    [ -n "$data" ] || { echo "run.sh: --corpus librimix needs --data DIR with Libri${speakers}Mix, or what it is made from" >&2; exit 2; } ;;
+esac
+rate=${rate:-8000}
+require_one_of rate "$rate" 8000 16000
+require_folders "$data" "$bundle"
+[ -z "$data" ] || data=$(cd "$data" && pwd)
+[ -z "$bundle" ] || bundle=$(cd "$bundle" && pwd)
+[ -z "$bundle" ] || [ -f "$bundle/config.yaml" ] || { echo "run.sh: no embedding model in $bundle" >&2; exit 2; }
+config=${config:-$here/conf/$model$size.yaml}
+[ -f "$config" ] || { echo "run.sh: no such configuration: $config" >&2; exit 2; }
+
+mkdir -p "$workdir"
+workdir=$(cd "$workdir" && pwd)
+kind=mix_$condition
+folder=Libri${speakers}Mix/wav$((rate / 1000))k/$mode # of a corpus, above its splits
+lists=$workdir/data/$corpus/${speakers}mix-$((rate / 1000))k-$mode-$condition
+exp=$workdir/exp/$corpus-${name:-$(basename "$config" "$size.yaml")}
+label="$label, $speakers speakers, $((rate / 1000)) kHz, $mode, $condition"
+sources=$workdir/embedding/data/$corpus # of voices to mix and to enrol with
+embedding=$bundle                       # model that the voices are told by
+if [ "$corpus" = librimix ]; then
+  embedding=${embedding:-$workdir/embedding/exp/librimix-resnet34/bundle}
+else
+  embedding=${embedding:-$workdir/embedding/exp/$corpus-mini/bundle}
+fi
+mkdir -p "$lists" "$exp"
+device=cpu
+[ "$gpus" -eq 0 ] || device=cuda
+data_key="$corpus $data $folder $kind $mixtures"
+train_key="$data_key $bundle $(sha256sum <"$config" | cut -c1-16) ${set_args[*]-}"
+
+stage_1() {
+  if [ "$corpus" != librimix ]; then
+    embedding_recipe 2
+    return
+  fi
+  local found=$data split
+  [ -d "$data/$folder" ] || { make_librimix && found=$workdir/data/librimix; }
+  for split in train-100 train-360 dev test; do
+    [ "$split" = train-360 ] && [ ! -d "$found/$folder/$split" ] || prepare_split "$found" "$split"
+  done
+  rm -rf "$sources/voices"
+  for split in train-clean-100 train-clean-360; do
+    [ ! -d "$data/LibriSpeech/$split" ] ||
+      tolerate speakerkit data prepare librispeech "$data/LibriSpeech/$split" "$sources/voices/$split" --workers "$nj"
+  done
+}
+
+# As the published scripts do, of their metadata.
+make_librimix() {
+  local table noise=()
+  [ "$condition" = clean ] || noise=(--wham "$data/wham_noise")
+  for table in "$data/metadata/Libri${speakers}Mix/"*-*.csv; do
+    [[ $table == *_info.csv ]] || speakerkit data librimix "$table" "$workdir/data/librimix" --librispeech "$data/LibriSpeech" \
+      --rate "$rate" --mode "$mode" --types "$kind" --workers "$nj" "${noise[@]}"
+  done
+}
+
+# Of dev and test, enrolments are those of a list if there is one: enrolments/dev.tsv, enrolments/test.txt or the like.
+prepare_split() { # folder of the corpus, split
+  local list enrolled=() subset=$folder/$2/$kind
+  list=$(find -L "$data/enrolments" -name "$2.*" 2>/dev/null | sort | head -n 1)
+  [ -z "$list" ] || enrolled=(--trials "$list")
+  [[ $list != *.tsv ]] || subset=$(dirname "$folder/x" | cut -d/ -f2-)/$kind # USED's, of 2 and of 3 speakers
+  speakerkit data prepare librimix "$1" "$lists/$2" --subset "$subset" "${enrolled[@]}" --workers "$nj"
+}
+
+stage_2() {
+  if [ "$corpus" = librimix ]; then
+    join "$lists/train" "$lists"/train-*
+    [ ! -d "$sources/voices" ] || join "$sources/train" "$sources/voices"/*
+    return
+  fi
+  # Of voices that the embedding model has not been trained on; what is trained on here is mixed in training, without end.
+  draw valid "$sources/calibration" 50
+  draw test "$sources/test" "$mixtures"
+}
+
+join() { # directory to write, directories whose keys differ
+  local out=$1 file
+  shift
+  mkdir -p "$out"
+  for file in "$1"/*; do
+    file=$(basename "$file")
+    for folder in "$@"; do cat "$folder/$file"; done | LC_ALL=C sort >"$out/$file"
+  done
+}
+
+draw() { # name, Kaldi directory of voices, how many
+  local noise=()
+  [ "$condition" = clean ] || noise=(--noise "$sources/noise")
+  rm -rf "${lists:?}/$1"
+  speakerkit data mixtures "$2" "$lists/$1" --count "$3" --min-speakers "$speakers" --max-speakers "$speakers" --rate "$rate" \
+    --mode "$mode" --workers "$nj" "${noise[@]}"
+}
+
+stage_3() {
+  local given args=(--set "exp_dir=$(quoted "$exp")" --set "data.mixing.sample_rate=$rate")
+  args+=(--set "data.mixing.speakers=[$speakers,$speakers]")
+  if [ "$corpus" = librimix ]; then
+    args+=(--set "data.train=$(quoted "$lists/train")" --set "data.valid=$(quoted "$lists/dev")")
+    [ ! -d "$sources/train" ] || args+=(--set "data.voices=$(quoted "$sources/train")")
+  else
+    args+=(--set "data.train=$(quoted "$sources/cohort")" --set "data.valid=$(quoted "$lists/valid")")
+    if [ -f "$sources/train/spk2gender" ]; then
+      args+=(--set "data.genders=$(quoted "$sources/train/spk2gender")")
+    else
+      args+=(--set data.mixing.same_gender_share=null --set data.mixing.first_same_gender_share=null)
+    fi
+  fi
+  if grep -q '^embedder: bundle' "$config"; then
+    embedding_model
+    args+=(--set "embedder=$(quoted "$embedding")")
+  fi
+  training_options "$sources" $([ "$condition" = clean ] || echo noise)
+  speakerkit train "$config" "${args[@]}" "${given[@]}" ${set_args[@]+"${set_args[@]}"}
+}
+
+embedding_model() {
+  if [ -n "$bundle" ]; then
+    echo "$bundle is taken"
+  elif [ "$corpus" != librimix ]; then
+    embedding_recipe 4
+  else
+    [ -d "$sources/train" ] || { echo "run.sh: no LibriSpeech in $data to train an embedding model on; give --bundle" >&2; exit 2; }
+    train_embedding "$here/../voxceleb/conf/resnet34.yaml" "$(dirname "$embedding")" "$sources/train" 16000 "$sources"
+  fi
+}
+
+stage_4() {
+  speakerkit average "$exp"
+}
+
+stage_5() {
+  rm -rf "$exp/estimates"
+  speakerkit extract "$lists/test" --model "$exp/bundle" --out "$exp/estimates" --threads "$nj" --device "$device"
+}
+
+stage_6() {
+  rm -rf "$exp/scores"
+  speakerkit score extraction "$lists/test" "$exp/estimates" --bootstrap 1000 --workers "$nj" --out "$exp/scores"
+}
+
+stage_7() {
+  speakerkit export "$exp/bundle"
+}
+
+stage_8() {
+  python3 "$root/tools/extraction_results.py" "$exp" --label "$label" --command "$command" \
+    --revision "$(git -C "$root" describe --always --dirty 2>/dev/null || echo unknown)"
+  speakerkit report extraction "$lists/test" "$exp/estimates" --scores "$exp/scores/scores.json" --title-label "$label" \
+    --out "$exp/report.html"
+}
+
+main() { # one function, so that bash has read all of this file before it runs for hours
+  run_stage 1 prepare "$lists" "$data_key"
+  run_stage 2 mixtures "$lists" "$data_key"
+  run_stage 3 train "$exp" "$train_key"
+  run_stage 4 average "$exp" "$train_key"
+  run_stage 5 extract "$exp" "$train_key"
+  run_stage 6 score "$exp" "$train_key"
+  run_stage 7 "export and check" "$exp" "$train_key"
+  run_stage 8 report "$exp" "$train_key"
+  current=""
+
+  if [ "$stop_stage" -ge 8 ]; then
+    echo
+    cat "$exp/results.txt"
+    echo
+    echo "report:    $exp/report.html (the worst estimates, to be heard)"
+    echo "model:     $exp/bundle"
+    echo "try next:  speakerkit extract MIXTURE.wav --enrol A.wav --model $exp/bundle --out voices"
+  fi
+}
+
+main
+exit

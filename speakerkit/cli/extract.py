@@ -1,0 +1,237 @@
+"""``speakerkit extract``."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from speakerkit.cli.options import (
+    AllowPipes,
+    ChannelOption,
+    Device,
+    Json,
+    check_channel,
+    check_device,
+    claim_folder,
+    file_name,
+    named_entries,
+)
+
+if TYPE_CHECKING:
+    from speakerkit.extraction.batch import BatchSummary, Job
+    from speakerkit.extraction.enrolment import TargetVoice
+    from speakerkit.extraction.pipeline import VoiceExtractor
+
+logger = logging.getLogger("speakerkit")
+
+NOTE = "extract.yaml"
+
+
+def extract(
+    mixtures: Annotated[
+        list[Path],
+        typer.Argument(help="Mixtures, lists of them (.scp, lines `key path`), or one directory with enroll.scp."),
+    ],
+    model: Annotated[Path, typer.Option("--model", "-m", help="Extraction model.", envvar="SPEAKERKIT_EXTRACTOR")],
+    out: Annotated[Path, typer.Option(help="Folder: MIXTURE-TARGET.wav of each voice, wav.scp, results.jsonl.")],
+    enrol: Annotated[
+        list[str] | None,
+        typer.Option(help="[NAME=]FILE[,FILE...], the target alone; again with other names for other targets."),
+    ] = None,
+    voice: Annotated[
+        list[str] | None, typer.Option(help="Target that is enrolled in --voices; may be repeated.")
+    ] = None,
+    voices: Annotated[str | None, typer.Option(help="Database of voices.", envvar="SPEAKERKIT_VOICES")] = None,
+    threshold: Annotated[
+        float | None, typer.Option(min=-1, max=1, help="Present from this cosine on, instead of the model's.")
+    ] = None,
+    calibrate: Annotated[
+        bool, typer.Option("--calibrate", help="Of a directory: store the threshold that its ref.scp asks for.")
+    ] = False,
+    block: Annotated[float, typer.Option(min=0, help="Seconds of a block of long mixtures; 0 runs all whole.")] = 10.0,
+    overlap: Annotated[float, typer.Option(min=0, help="Seconds that blocks share.")] = 2.0,
+    channel: ChannelOption = "mix",
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Do all again; else only what --out lacks.")] = False,
+    threads: Annotated[int, typer.Option(min=0, help="Of onnxruntime; 0 for one a core.")] = 0,
+    device: Device = "auto",
+    allow_pipes: AllowPipes = False,
+    as_json: Json = False,
+) -> None:
+    """Targets' voices out of mixtures, by enrolments: as long and as loud as in the mixture, in 32-bit float files.
+
+    A directory names its targets itself: wav.scp, enroll.scp and utt2spk, keys MIXTURE-SPEAKER. What fails is named in
+    failed.tsv, the others are done (exit 3); the same command again does what is missing.
+    """
+    from speakerkit.extraction.batch import extract_to_folder, read_jobs
+    from speakerkit.extraction.pipeline import BlockSettings, open_extractor
+
+    folder = mixtures[0] if len(mixtures) == 1 and mixtures[0].is_dir() else None
+    _require_targets(folder, enrol or voice, calibrate)
+    picked = check_channel(channel)
+    entries = {} if folder is not None else named_entries(mixtures, allow_pipes)
+    listed = [] if folder is None else read_jobs(folder, allow_pipes)
+    settings = BlockSettings(block, overlap)
+    extractor = open_extractor(model, device=check_device(device), threads=threads, blocks=settings)
+    if device == "auto":
+        typer.echo(f"device: {extractor.runner.device}", err=True)
+    if threshold is not None:
+        extractor.rule = extractor.rule.with_threshold(threshold, "--threshold")
+    jobs = listed or _jobs(entries, [*_enrolled(extractor, enrol or []), *_stored(extractor, voice or [], voices)])
+    claim_folder(out / NOTE, _told(extractor, settings, channel), overwrite, "voices")
+    alone = folder is None and len(jobs) == 1
+    done = extract_to_folder(
+        extractor, jobs, out, channel=picked, resume=not overwrite, alone=alone, file_name=file_name
+    )
+    _report(done, out, as_json, counts=folder is not None)
+    if calibrate and folder is not None:
+        _calibrate(extractor, done, folder)
+    _raise_failures(done, out)
+
+
+def _require_targets(folder: Path | None, named: Sequence[str] | None, calibrate: bool) -> None:
+    from speakerkit.errors import DataError
+
+    if folder is not None and named:
+        raise DataError(folder, "names its targets itself", "leave --enrol and --voice out, or name files")
+    if folder is None and not named:
+        raise DataError("extract", "is told no target", "give --enrol FILE, or --voice NAME with --voices DATABASE")
+    if folder is None and calibrate:
+        raise DataError("--calibrate", "needs a directory with ref.scp", "present are the targets that it names")
+
+
+def _enrolled(extractor: VoiceExtractor, texts: Sequence[str]) -> list[tuple[str, TargetVoice]]:
+    """Where each voice is from, and the voice; recordings without a name are those of one target."""
+    from speakerkit.errors import DataError
+
+    found: dict[str, list[str]] = {}
+    unnamed = ""
+    for text in texts:
+        name, equals, rest = text.partition("=")
+        if not equals or Path(text).exists():
+            files = _files(text)
+            unnamed = unnamed or Path(files[0]).stem
+            name = unnamed
+        else:
+            files = _files(rest)
+        if not name or not all(files):
+            raise DataError("--enrol", f"{text!r} names no target or no file", "give [NAME=]FILE[,FILE...]")
+        found.setdefault(name, []).extend(files)
+    return [(",".join(files), extractor.enrol(name, files)) for name, files in found.items()]
+
+
+def _files(text: str) -> list[str]:
+    return [text] if Path(text).exists() else text.split(",")
+
+
+def _stored(extractor: VoiceExtractor, names: Sequence[str], db: str | None) -> list[tuple[str, TargetVoice]]:
+    """Voices of a store, by all their recordings."""
+    import numpy as np
+
+    from speakerkit.errors import BundleError, ConfigError
+    from speakerkit.extraction.enrolment import TargetVoice, short_of_speech
+    from speakerkit.verification.voiceprints.store import ModelStamp, open_store
+
+    if not names:
+        return []
+    if not db:
+        raise ConfigError("--voice", "needs a database", "name one with --voices")
+    bundle = extractor.runner.bundle
+    if bundle.config.voices != "embedding":
+        raise BundleError(bundle.path, "enrols with an encoder of its own", "give recordings with --enrol")
+    found = []
+    with open_store(db) as store:
+        store.require_model(ModelStamp.of(bundle.voice()))
+        for name in dict.fromkeys(names):
+            recordings = store.enrolments(name)
+            vectors = [each.magnitude * each.vector for each in recordings]  # as the embedding model gave them
+            speech = sum(each.speech for each in recordings)
+            mean = np.asarray(np.mean(vectors, axis=0), dtype=np.float32)
+            origin = f"{db} {' '.join(sorted(each.sha256 for each in recordings))}"
+            found.append((origin, TargetVoice(name, mean, speech, short_of_speech(name, speech))))
+    return found
+
+
+def _jobs(entries: Mapping[str, str], targets: Sequence[tuple[str, TargetVoice]]) -> list[Job]:
+    from speakerkit.errors import DataError
+    from speakerkit.extraction.batch import Job, Wanted
+
+    names = [voice.name for _, voice in targets]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise DataError(twice, "is the name of two targets", "give one of them another name")
+    return [
+        Job(entry, {f"{key}-{voice.name}": Wanted(voice.name, origin, voice) for origin, voice in targets})
+        for key, entry in entries.items()
+    ]
+
+
+def _told(extractor: VoiceExtractor, settings: Any, channel: str) -> dict[str, Any]:
+    rule = extractor.rule
+    return {
+        "model": extractor.runner.bundle.digest(),
+        "block": settings.seconds,
+        "overlap": settings.overlap,
+        "channel": channel,
+        "threshold": rule.threshold,
+        "threshold_source": rule.source,
+    }
+
+
+def _report(done: BatchSummary, out: Path, as_json: bool, counts: bool) -> None:
+    """Each voice, or of a directory how many; what looks wrong goes to stderr."""
+    numbers = {"written": done.written, "kept": done.kept, "failed": len(done.failures)}
+    if counts:
+        warned = sum(bool(row["warnings"]) for row in done.rows.values())
+        absent = sum(not row["target_present"] for row in done.rows.values())
+        numbers |= {"absent": absent, "likely_swaps": sum(row["likely_swap"] for row in done.rows.values())}
+        if as_json:
+            typer.echo(json.dumps({"out": str(out), **numbers, "warned": warned}, ensure_ascii=False))
+        elif done.rows:
+            typer.echo(f"{out}: " + ", ".join(f"{value} {name.replace('_', ' ')}" for name, value in numbers.items()))
+        if warned:
+            logger.warning("%d voices have warnings, which are in %s", warned, out / "results.jsonl")
+        return
+    for line in dict.fromkeys(line for row in done.rows.values() for line in row["warnings"]):
+        logger.warning("%s", line)
+    if as_json:
+        typer.echo(json.dumps({"out": str(out), **numbers, "voices": list(done.rows.values())}, ensure_ascii=False))
+        return
+    for row in done.rows.values():
+        typer.echo(_line(row, out))
+
+
+def _line(row: Mapping[str, Any], out: Path) -> str:
+    state = "likely swapped" if row["likely_swap"] else "present" if row["target_present"] else "absent"
+    like = "none" if row["similarity"] is None else f"{row['similarity']:.2f}"
+    rest = "none" if row["rest_similarity"] is None else f"{row['rest_similarity']:.2f}"
+    limit = "" if row["threshold"] is None else f", threshold {row['threshold']:.2f} ({row['threshold_source']})"
+    return f"{out / row['file']}: {state}; cosine with the enrolment {like}, of what remains {rest}{limit}"
+
+
+def _calibrate(extractor: VoiceExtractor, done: BatchSummary, folder: Path) -> None:
+    from speakerkit.data.lists import read_table
+    from speakerkit.extraction.presence import calibrate_presence
+
+    references = read_table(folder / "ref.scp")
+    known = [key for key, row in done.rows.items() if row["score"] is not None]
+    scores, present = [done.rows[key]["score"] for key in known], [key in references for key in known]
+    bundle = extractor.runner.bundle
+    threshold = calibrate_presence(bundle, scores, present, folder.name)
+    typer.echo(f"threshold {threshold:.4f} is stored in {bundle.path}; --overwrite makes the voices with it", err=True)
+
+
+def _raise_failures(done: BatchSummary, out: Path) -> None:
+    from speakerkit.errors import DataError, PartialFailure
+    from speakerkit.extraction.batch import FAILED
+
+    if not done.failures:
+        return
+    kind = PartialFailure if done.rows else DataError
+    first, total = next(iter(done.failures.values())), len(done.rows) + len(done.failures)
+    fault = f"{len(done.failures)} of {total} voices failed, the first: {first}"
+    raise kind(out / FAILED, fault, "mend them and run the same command again")
