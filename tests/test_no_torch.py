@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import textwrap
 from collections.abc import Callable
 from pathlib import Path
+
+from tests.extraction.bundles import gain_extractor
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -40,6 +43,7 @@ def run_blocked(code: str, *arguments: object) -> subprocess.CompletedProcess[st
 
 
 def test_core_works(write_wav: Callable[..., Path], onnx_bundle: Path, tmp_path: Path) -> None:
+    gain_extractor(tmp_path / "extractor", onnx_bundle)
     one, other = write_wav("a.wav"), write_wav("b.flac", seed=1)
     (tmp_path / "trials").write_text("a b target\na a nontarget\n")
     (tmp_path / "wav.scp").write_text(f"a {one}\nb {other}\n")
@@ -65,6 +69,7 @@ def test_core_works(write_wav: Callable[..., Path], onnx_bundle: Path, tmp_path:
             ["vad", one, "--format", "json"],
             ["diarize", "-m", model, one, "--json"],
             ["diarize", "-m", model, one, "--vad", "energy", "--speakers", f"{folder}/v.db", "--name-threshold", "0"],
+            ["extract", one, "--enrol", other, "-m", f"{folder}/extractor", "--out", f"{folder}/extracted"],
             ["voices", "list", "--db", f"{folder}/v.db"],
             ["voices", "export", "--db", f"{folder}/v.db", f"{folder}/v.npy"],
             ["voices", "import", "--db", f"{folder}/w.db", f"{folder}/v.npy"],
@@ -90,6 +95,9 @@ def test_what_needs_an_extra_names_it(
     write_wav: Callable[..., Path], torch_bundle: Path, onnx_bundle: Path, tmp_path: Path
 ) -> None:
     wav = write_wav("a.wav")
+    gain_extractor(tmp_path / "extractor", onnx_bundle)
+    shutil.copytree(tmp_path / "extractor", tmp_path / "weights")
+    (tmp_path / "weights" / "model.onnx").rename(tmp_path / "weights" / "model.safetensors")
     (tmp_path / "a.m4a").write_bytes(b"x" * 100)
     (tmp_path / "c.yaml").write_text("exp_dir: x\n")
     (tmp_path / "scores").write_text("a b 0.9 target\na c 0.1 nontarget\n")
@@ -106,6 +114,8 @@ def test_what_needs_an_extra_names_it(
             ("train", ["train", f"{folder}/c.yaml"]),
             ("train", ["embed", "-m", with_torch, wav]),
             ("train", ["export", with_torch]),
+            ("train", ["export", f"{folder}/extractor"]),
+            ("train", ["extract", wav, "--enrol", wav, "-m", f"{folder}/weights", "--out", f"{folder}/extracted"]),
             ("train", ["finetune", "--init", with_torch, "--data", folder]),
             ("train", ["average", folder]),
             ("train", ["import", f"{folder}/a.pt", f"{folder}/out"]),

@@ -22,7 +22,8 @@ usage: run.sh [options]
   --rate HZ         8000 or 16000; 8000 by default, for librimix 16000
   --speakers N      2 (the default) or 3 in a mixture
   --mixtures N      to draw and score on (demo, mini), 100 by default
-  --bundle DIR      take this embedding model instead of training one
+  --bundle DIR      take this embedding model instead of training one; the outputs of blind models are told by it, and by the
+                    references, which no user has, without
   --config FILE     experiment, conf/MODEL.yaml by default (conf/MODEL_mini.yaml for demo and mini)
   --name NAME       names the folder exp/CORPUS-NAME, the model's name by default
   --set KEY=VALUE   override a value of the configuration; may be given several times
@@ -72,7 +73,8 @@ workdir=$(cd "$workdir" && pwd)
 kind=mix_$condition
 folder=Libri${speakers}Mix/wav$((rate / 1000))k/$mode # of a corpus, above its splits
 lists=$workdir/data/$corpus/${speakers}mix-$((rate / 1000))k-$mode-$condition
-exp=$workdir/exp/$corpus-${name:-$(basename "$config" "$size.yaml")}
+[ -n "$name" ] || { name=$(basename "$config" .yaml) && name=${name%"$size"}; }
+exp=$workdir/exp/$corpus-$name
 label="$label, $speakers speakers, $((rate / 1000)) kHz, $mode, $condition"
 sources=$workdir/embedding/data/$corpus # of voices to mix and to enrol with
 embedding=$bundle                       # model that the voices are told by
@@ -86,6 +88,11 @@ device=cpu
 [ "$gpus" -eq 0 ] || device=cuda
 data_key="$corpus $data $folder $kind $mixtures"
 train_key="$data_key $bundle $(sha256sum <"$config" | cut -c1-16) ${set_args[*]-}"
+voices=blind # what voices are told by: an embedding model, an encoder of the model's own, or nothing
+case $(sed -n 's/^embedder: *//p' "$config") in
+  bundle*) voices=embedding ;;
+  joint*) voices=joint ;;
+esac
 
 stage_1() {
   if [ "$corpus" != librimix ]; then
@@ -106,9 +113,10 @@ stage_1() {
 
 # As the published scripts do, of their metadata.
 make_librimix() {
-  local table noise=()
+  local table noise=() metadata=$data/metadata/Libri${speakers}Mix
+  [ -d "$metadata" ] || { echo "run.sh: neither $folder nor metadata/Libri${speakers}Mix is in $data" >&2; exit 2; }
   [ "$condition" = clean ] || noise=(--wham "$data/wham_noise")
-  for table in "$data/metadata/Libri${speakers}Mix/"*-*.csv; do
+  for table in "$metadata"/*-*.csv; do
     [[ $table == *_info.csv ]] || speakerkit data librimix "$table" "$workdir/data/librimix" --librispeech "$data/LibriSpeech" \
       --rate "$rate" --mode "$mode" --types "$kind" --workers "$nj" "${noise[@]}"
   done
@@ -129,8 +137,9 @@ stage_2() {
     [ ! -d "$sources/voices" ] || join "$sources/train" "$sources/voices"/*
     return
   fi
-  # Of voices that the embedding model has not been trained on; what is trained on here is mixed in training, without end.
+  # What is trained on is mixed in training, without end. In half of the mixtures of absent, somebody else is wanted, too.
   draw valid "$sources/calibration" 50
+  draw absent "$sources/calibration" 50 --absent-share 0.5 --seed 1
   draw test "$sources/test" "$mixtures"
 }
 
@@ -144,12 +153,13 @@ join() { # directory to write, directories whose keys differ
   done
 }
 
-draw() { # name, Kaldi directory of voices, how many
-  local noise=()
+draw() { # name, Kaldi directory of voices, how many, further options
+  local folder=$lists/$1 source=$2 count=$3 noise=()
+  shift 3
   [ "$condition" = clean ] || noise=(--noise "$sources/noise")
-  rm -rf "${lists:?}/$1"
-  speakerkit data mixtures "$2" "$lists/$1" --count "$3" --min-speakers "$speakers" --max-speakers "$speakers" --rate "$rate" \
-    --mode "$mode" --workers "$nj" "${noise[@]}"
+  rm -rf "$folder"
+  speakerkit data mixtures "$source" "$folder" --count "$count" --min-speakers "$speakers" --max-speakers "$speakers" \
+    --rate "$rate" --mode "$mode" --workers "$nj" "${noise[@]}" "$@"
 }
 
 stage_3() {
@@ -166,10 +176,14 @@ stage_3() {
       args+=(--set data.mixing.same_gender_share=null --set data.mixing.first_same_gender_share=null)
     fi
   fi
-  if grep -q '^embedder: bundle' "$config"; then
+  if [ "$voices" = embedding ]; then
     embedding_model
     args+=(--set "embedder=$(quoted "$embedding")")
   fi
+  local argument # models that separate, if only in training, have an output for each voice
+  for argument in sources separate; do
+    ! grep -q "\b$argument: [0-9]" "$config" || args+=(--set "model.args.$argument=$speakers")
+  done
   training_options "$sources" $([ "$condition" = clean ] || echo noise)
   speakerkit train "$config" "${args[@]}" "${given[@]}" ${set_args[@]+"${set_args[@]}"}
 }
@@ -190,8 +204,15 @@ stage_4() {
 }
 
 stage_5() {
-  rm -rf "$exp/estimates"
-  speakerkit extract "$lists/test" --model "$exp/bundle" --out "$exp/estimates" --threads "$nj" --device "$device"
+  rm -rf "$exp/estimates" "$exp/absent"
+  if [ "$voices" = blind ]; then
+    python3 "$root/tools/separate.py" "$lists/test" "$exp/estimates" --model "$exp/bundle" --device "$device" \
+      ${bundle:+--embedder "$bundle"}
+    return
+  fi
+  local options=(--model "$exp/bundle" --threads "$nj" --device "$device")
+  [ ! -d "$lists/absent" ] || speakerkit extract "$lists/absent" --out "$exp/absent" --calibrate "${options[@]}"
+  speakerkit extract "$lists/test" --out "$exp/estimates" "${options[@]}"
 }
 
 stage_6() {
@@ -204,8 +225,9 @@ stage_7() {
 }
 
 stage_8() {
-  python3 "$root/tools/extraction_results.py" "$exp" --label "$label" --command "$command" \
-    --revision "$(git -C "$root" describe --always --dirty 2>/dev/null || echo unknown)"
+  local told_by=enrolment
+  [ "$voices" != blind ] || told_by=${bundle:+embedding}
+  python3 "$root/tools/extraction_results.py" "$exp" --label "$label" --command "$command" --told-by "${told_by:-oracle}"
   speakerkit report extraction "$lists/test" "$exp/estimates" --scores "$exp/scores/scores.json" --title-label "$label" \
     --out "$exp/report.html"
 }
@@ -227,7 +249,7 @@ main() { # one function, so that bash has read all of this file before it runs f
     echo
     echo "report:    $exp/report.html (the worst estimates, to be heard)"
     echo "model:     $exp/bundle"
-    echo "try next:  speakerkit extract MIXTURE.wav --enrol A.wav --model $exp/bundle --out voices"
+    [ "$voices" = blind ] || echo "try next:  speakerkit extract MIXTURE.wav --enrol A.wav --model $exp/bundle --out voices"
   fi
 }
 

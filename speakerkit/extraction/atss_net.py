@@ -18,13 +18,13 @@ BINS_AT_ONCE = 32  # whose attention is held at one time
 class TemporalAttention(nn.Module):
     """Every bin's frames attend to each other, in several heads (eq. 7-8): (N, C, T, F) to the same.
 
-    Queries, keys and values are 1x1 convolutions, what joins the heads a 3x3 one.
+    Queries, keys and values are 1x1 convolutions, here linear layers; what joins the heads is a 3x3 one.
     """
 
     def __init__(self, channels: int, heads: int, head_channels: int) -> None:
         super().__init__()
         self.heads = heads
-        self.queries_keys_values = nn.Conv2d(channels, 3 * heads * head_channels, 1)
+        self.queries_keys_values = nn.Linear(channels, 3 * heads * head_channels)
         self.join = nn.Conv2d(heads * head_channels, channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -33,10 +33,10 @@ class TemporalAttention(nn.Module):
 
     def _attend(self, x: Tensor) -> Tensor:
         """(N, C, T, bins) to (N, heads * head_channels, T, bins)."""
-        maps = self.queries_keys_values(x).unflatten(1, (3, self.heads, -1))
-        query, key, value = maps.permute(1, 0, 5, 2, 4, 3).flatten(1, 2)  # each (N * bins, heads, T, head_channels)
-        out = F.scaled_dot_product_attention(query, key, value)
-        return out.unflatten(0, (x.shape[0], -1)).permute(0, 2, 4, 3, 1).flatten(1, 2)
+        maps = self.queries_keys_values(x.permute(0, 3, 2, 1).flatten(0, 1))  # (N * bins, T, 3 * heads * head_channels)
+        query, key, value = maps.unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        out = F.scaled_dot_product_attention(query, key, value)  # (N * bins, heads, T, head_channels)
+        return out.transpose(1, 2).flatten(2).unflatten(0, (x.shape[0], -1)).permute(0, 3, 2, 1)
 
 
 class AttentionBlock(nn.Module):
@@ -77,7 +77,7 @@ class AtssNet(MagnitudeExtractor):
         head_channels: of a head.
         expansion: rows in the middle of a feed-forward layer, by those around it.
         attention: with the blocks; without is an ablation of Table 3.
-        voice_rows: bins that a linear layer makes of the voice; 0 for the voice itself, as published. Fewer are cheaper.
+        voice_rows: bins that a linear layer makes of the voice, for less work; 0 for the voice itself, as published.
 
     Raises:
         ConfigError: both ``sources`` and ``voice_size`` are given.

@@ -13,7 +13,7 @@ from typing import IO, Any
 
 import numpy as np
 import numpy.typing as npt
-import soundfile
+from scipy.io import wavfile
 
 from speakerkit.audio import Audio, AudioSource, Channel, Samples, load_audio, read_blocks, resample_blocks
 from speakerkit.errors import ConfigError, DataError
@@ -93,12 +93,9 @@ class ExtractedVoice:
 
     def to_wav(self, path: str | Path) -> None:
         """Write 32-bit float samples, which cannot clip, atomically."""
-        with (
-            atomic_path(path) as temporary,
-            soundfile.SoundFile(temporary, "w", self.rate, 1, "FLOAT", format="WAV") as file,
-        ):
-            for first in range(0, len(self.waveform), STEP):
-                file.write(self.waveform[first : first + STEP])
+        # Not by libsndfile, which puts the time of writing into files of floats.
+        with atomic_path(path) as temporary:
+            wavfile.write(temporary, self.rate, self.waveform)
 
     def to_dict(self) -> dict[str, Any]:
         """Everything but the samples, as plain values."""
@@ -185,6 +182,10 @@ class VoiceExtractor:
                 rows = _faded(tail, self._block(waiting[:size], voices))
                 yield rows[:hop]
                 tail, waiting = rows[hop:], waiting[hop:]
+        if len(tail) and len(waiting) > size:  # the last two blocks of several share more than the others
+            rows = _faded(tail, self._block(waiting[:size], voices))
+            yield rows[: len(waiting) - size]
+            tail, waiting = rows[len(waiting) - size :], waiting[-size:]
         yield _faded(tail, self._block(waiting, voices))
 
     def _block(self, mixture: Samples, voices: npt.NDArray[np.float32]) -> Columns:

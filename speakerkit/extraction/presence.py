@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from speakerkit.audio import Samples
-from speakerkit.errors import BundleError, DataError, one_line
+from speakerkit.errors import AudioError, BundleError, DataError, one_line
 from speakerkit.extraction.bundle import ExtractionBundle
 from speakerkit.files import write_json
 
@@ -133,7 +133,7 @@ def calibrate_presence(bundle: ExtractionBundle, scores: npt.ArrayLike, present:
     middles = np.concatenate([[cuts[0]], (cuts[1:] + cuts[:-1]) / 2])
     misses = np.array([np.mean(values[known] < cut) for cut in middles])
     alarms = np.array([np.mean(values[~known] >= cut) for cut in middles])
-    best = int(np.argmin(np.maximum(misses, alarms)))
+    best = np.lexsort((misses + alarms, np.maximum(misses, alarms)))[0]
     source = f"{100 * misses[best]:.1f} % missed, {100 * alarms[best]:.1f} % let in, of {len(values)} in {data}"
     threshold = float(middles[best])
     told = {"format": FORMAT, "threshold": threshold, "source": source, "model_sha256": bundle.digest()}
@@ -194,14 +194,17 @@ def _energy(samples: Samples) -> float:
 
 
 def similarity_to(voice: Vector, samples: Samples, embed: Callable[[Samples], Vector]) -> float | None:
-    """Cosine of a voice (D,) with what is heard in (samples,), in [-1, 1]; ``None`` for silence.
+    """Cosine of a voice (D,) with what is heard in (samples,), in [-1, 1]; ``None`` where nothing is.
 
     The samples are brought to one level before they are embedded.
     """
     rms = np.sqrt(_energy(samples) / max(len(samples), 1))
     if rms < SILENT:
         return None
-    heard = embed((samples * (HEARD_AT / rms)).astype(np.float32)).astype(np.float64)
+    try:
+        heard = embed((samples * (HEARD_AT / rms)).astype(np.float32)).astype(np.float64)
+    except AudioError:  # a constant, or a handful of samples
+        return None
     exact = voice.astype(np.float64)
     return float(np.clip(heard @ exact / max(float(np.linalg.norm(heard) * np.linalg.norm(exact)), 1e-12), -1, 1))
 

@@ -47,7 +47,7 @@ Batch = dict[str, Any]
 
 VALID_SEED = 0  # of validation mixtures, whatever the run's seed
 NOBODY = -1  # class of a speaker who is not trained on
-ALONE = 60.0  # dB of SI-SDR, from which on a mixture is its target but for rounding
+ALONE = 30.0  # dB of SI-SDR, from which on there is hardly anything in a mixture but its target
 CENTRED_ON = 1000  # enrolments at most, whose embeddings' mean is taken from every embedding
 
 

@@ -62,6 +62,24 @@ def test_one_speaker_in_a_recording() -> None:
     assert speakers_apart(speakers(0.5, (6,)), 0.999) != []  # the threshold of the model counts
 
 
+def test_parts_of_another_speaker_are_named() -> None:
+    """A voice is its level here: seven seconds, then another voice; parts in which nobody speaks are passed over."""
+    noise = speech_like(24.0, 1000)
+    samples = np.where(np.arange(24000) < 9000, noise, 0.1 * noise)
+    samples[15000:18000] = 0
+    asked = []
+
+    def embed(audio: Audio) -> np.ndarray:
+        asked.append(audio.seconds)
+        return np.array([1.0, 0.0] if np.std(audio.samples) > 0.03 else [0.0, 1.0], dtype=np.float32)
+
+    found = parts_apart(Audio(samples.astype(np.float32), 1000), embed, 0.5)
+    assert found == [0.0, 3.0, 6.0]
+    assert asked == [3.0] * 7
+    assert parts_apart(Audio(samples[:9000].astype(np.float32), 1000), embed, 0.5) == []
+    assert parts_apart(Audio(samples.astype(np.float32), 1000), embed, 12.0) == []  # two parts are too few to tell
+
+
 def test_speech_is_what_is_loud() -> None:
     """One second of three is 40 dB softer than the others, half of another 20 dB."""
     rng = np.random.default_rng(0)

@@ -8,10 +8,11 @@ from typing import Any, Literal
 
 import torch
 
-from speakerkit.bundle import read_bundle
-from speakerkit.config import NamedConfig
+from speakerkit.bundle import CONFIG, GRAPH, read_bundle
+from speakerkit.config import NamedConfig, to_dict, write_yaml
 from speakerkit.extraction.bundle import VOICE, ExtractionBundle, ExtractorConfig, write_extractor
 from speakerkit.extraction.model import build_conditioned
+from tests.graphs import write_gain_graph
 
 RATE = 8000
 
@@ -33,3 +34,14 @@ def random_extractor(
     if embedder is not None:
         shutil.copytree(embedder, path / VOICE, dirs_exist_ok=True)
     return bundle
+
+
+def gain_extractor(path: Path, embedder: Path, *, rate: int = RATE) -> ExtractionBundle:
+    """Write a model without weights whose output is the mixture times the mean of the voice."""
+    size = read_bundle(embedder).config.embedding_size
+    config = ExtractorConfig(NamedConfig("gain"), rate, "embedding", size)
+    path.mkdir(parents=True, exist_ok=True)
+    write_yaml(path / CONFIG, to_dict(config))
+    write_gain_graph(path / GRAPH, rate=rate)
+    shutil.copytree(embedder, path / VOICE)
+    return ExtractionBundle(path, config)
