@@ -18,15 +18,9 @@ from speakerkit.embedding.registry import Backbone
 from speakerkit.errors import ConfigError
 from speakerkit.features import FrontEnd
 from speakerkit.nn.fbank import front_end_module
+from speakerkit.nn.positions import sinusoids
 
 PROBE = 160  # frames (units of the front-end's shift) that show how an encoder's output depends on its input
-
-
-def sinusoids(count: int, size: int, like: Tensor) -> Tensor:
-    """Sine-cosine positional encoding (count, size), of Vaswani et al. 2017."""
-    place = torch.arange(count, device=like.device, dtype=torch.float32)[:, None]
-    rates = torch.exp(torch.arange(0, size, 2, device=like.device) * (-math.log(10000.0) / size))
-    return torch.stack([(place * rates).sin(), (place * rates).cos()], dim=2).flatten(1).to(like.dtype)
 
 
 def transformer(settings: TSVADSettings, layers: int) -> nn.TransformerEncoder:

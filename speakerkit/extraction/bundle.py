@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 FORMAT = "speakerkit-extraction-1"
 VOICE = "voice"  # folder of the embedding model
 ENROL_GRAPH = "enrol.onnx"  # the speaker encoder of a model that has its own
+PRESENCE = "presence.json"  # the threshold of presence, which is that of the weights beside it
 
 
 @dataclass(frozen=True)
@@ -26,8 +27,8 @@ class ExtractorConfig:
     Attributes:
         model: architecture.
         sample_rate: Hz, of mixtures and estimates.
-        voices: what it is told voices by: "embedding" of the model in the folder ``voice``, "joint" by an encoder of its
-            own, "none" for blind separation.
+        voices: what it is told voices by: "embedding" of the model in the folder ``voice``, "joint" by an encoder of
+            its own, "none" for blind separation.
         voice_size: D.
         chunk_seconds: of the mixtures that it was trained on.
         scale_free: whether its loss left the scale of its output free, as SI-SDR does: it is brought to the mixture's.
@@ -128,10 +129,10 @@ def read_extractor(path: str | Path) -> ExtractionBundle:
 
 
 def write_extractor(path: str | Path, config: ExtractorConfig, tensors: dict[str, Tensor]) -> ExtractionBundle:
-    """Write configuration and weights; the ONNX files of earlier weights are removed. ``voice`` is the caller's."""
+    """Write configuration and weights; what belongs to earlier weights is removed. ``voice`` is the caller's."""
     path = Path(path)
     path.mkdir(parents=True, exist_ok=True)
-    for stale in (GRAPH, ENROL_GRAPH):
+    for stale in (GRAPH, ENROL_GRAPH, PRESENCE):
         (path / stale).unlink(missing_ok=True)
     write_weights(path / WEIGHTS, tensors)
     write_yaml(path / CONFIG, to_dict(config))

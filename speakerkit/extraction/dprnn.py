@@ -27,7 +27,11 @@ class GatedMasks(nn.Module):
 
     def forward(self, segments: Tensor, frames: int) -> Tensor:
         """(N, S, K, D) to (N, sources, filters, T), T being ``frames``."""
-        x = overlap_added(self.split(segments), frames)
+        return self.gated(self.split(segments), frames)
+
+    def gated(self, segments: Tensor, frames: int) -> Tensor:
+        """What each source is given, (N, S, K, sources * D), to (N, sources, filters, T)."""
+        x = overlap_added(segments, frames)
         x = x.unflatten(-1, (-1, self.value.in_features))  # (N, T, sources, D)
         x = self.mask(torch.tanh(self.value(x)) * torch.sigmoid(self.gate(x)))
         return torch.relu(x).permute(0, 2, 3, 1)

@@ -45,7 +45,7 @@ class VoiceEncoder(nn.Module):
 
 
 class Conditioned(nn.Module):
-    """An extraction model as it is shipped: voices are embeddings as an embedding model gives them, or enrolled by itself.
+    """An extraction model as it is shipped: voices are embeddings, as a bundle gives them, or enrolled by itself.
 
     Attributes:
         extractor: the model.
@@ -75,7 +75,7 @@ class ExtractionNet(nn.Module):
     Args:
         conditioned: the model.
         encoder: that makes voices of enrolments; ``None`` where the model does itself, or separates blindly.
-        speakers: classes of the speaker loss; 0 for none.
+        speakers: classes of the speaker loss, C; 0 for none.
     """
 
     def __init__(self, conditioned: Conditioned, encoder: VoiceEncoder | None, speakers: int) -> None:
@@ -86,7 +86,7 @@ class ExtractionNet(nn.Module):
     def forward(
         self, mixture: Tensor, enrolments: Tensor | None, lengths: Tensor | None
     ) -> tuple[Extracted, Tensor | None]:
-        """Mixtures (B, S), enrolments (B, K, samples) of ``lengths`` (B, K), to estimates and logits (B, K, speakers)."""
+        """Mixtures (B, S), enrolments (B, K, samples) of ``lengths`` (B, K) to estimates and logits (B, K, C)."""
         if enrolments is None or lengths is None:
             return self.conditioned(mixture), None
         voices = self.voices(enrolments.flatten(0, 1), lengths.flatten()).unflatten(0, lengths.shape)  # (B, K, D)

@@ -14,10 +14,9 @@ import numpy.typing as npt
 
 from speakerkit.audio import Samples
 from speakerkit.errors import AudioError, BundleError, DataError, one_line
-from speakerkit.extraction.bundle import ExtractionBundle
+from speakerkit.extraction.bundle import PRESENCE, ExtractionBundle
 from speakerkit.files import write_json
 
-PRESENCE = "presence.json"
 FORMAT = "speakerkit-presence-1"
 ABSENT_DB = -20.0  # output over mixture, where the output is loudest: a model that gives no more says itself "absent"
 FREE_DB = 20.0  # that much less of a model whose loss left the scale of its output free

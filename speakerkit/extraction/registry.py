@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from speakerkit.errors import ConfigError
 from speakerkit.registry import Registry, suggest
 
-MODEL_FILES = ("spex_plus", "voicefilter", "atss_net", "bsrnn", "conv_tasnet", "dprnn")
+MODEL_FILES = ("spex_plus", "voicefilter", "atss_net", "bsrnn", "conv_tasnet", "dprnn", "used", "tune_in")
 QUIETEST = 1e-6  # RMS that counts as silence, -120 dB
 
 

@@ -16,7 +16,6 @@ from speakerkit.nn.tcn import EPS, TemporalStack
 from speakerkit.nn.time_context import ChannelNorm
 
 POOL = 3  # frames that each residual block of the speaker encoder makes one
-RES_BLOCKS = 3
 
 
 class MaskedBatchNorm(nn.Module):
@@ -62,15 +61,15 @@ class SpeakerEncoder(nn.Module):
     Args:
         in_features: 3N, all scales.
         features: O.
-        hidden: P.
+        channels: of each block; SpEx+ has O, P and P.
     """
 
-    def __init__(self, in_features: int, features: int, hidden: int) -> None:
+    def __init__(self, in_features: int, features: int, channels: Sequence[int]) -> None:
         super().__init__()
         self.bottleneck = nn.Sequential(ChannelNorm(in_features, EPS), nn.Conv1d(in_features, features, 1))
-        sizes = (features, features, hidden, hidden)
-        self.blocks = nn.ModuleList(ResBlock(sizes[i], sizes[i + 1]) for i in range(RES_BLOCKS))
-        self.last = nn.Conv1d(hidden, features, 1)
+        sizes = (features, *channels)
+        self.blocks = nn.ModuleList(ResBlock(sizes[i], sizes[i + 1]) for i in range(len(channels)))
+        self.last = nn.Conv1d(sizes[-1], features, 1)
 
     def forward(self, encoded: Tensor, frames: Tensor) -> Tensor:
         """(N, 3N, T), of which the first ``frames`` (N,) count, to voices (N, O)."""
@@ -80,6 +79,19 @@ class SpeakerEncoder(nn.Module):
             frames = frames // POOL  # what has only a third of padding in it has padding in it
         x = self.last(x).masked_fill(~_first(frames, x.shape[-1]).unsqueeze(1), 0)
         return x.sum(-1) / frames.unsqueeze(1)
+
+    def shortest(self, encoder: Encoder) -> int:
+        """Samples that make one frame after all blocks."""
+        return encoder.kernels[0] + int(POOL ** len(self.blocks) - 1) * encoder.stride
+
+    def hear(self, encoder: Encoder, enrolment: Tensor, lengths: Tensor) -> Tensor:
+        """Enrolments (N, S), of which the first ``lengths`` (N,) samples are real, to voices (N, O)."""
+        shortest = self.shortest(encoder)
+        heard = enrolment.masked_fill(~_first(lengths, enrolment.shape[-1]), 0)
+        heard = F.pad(heard, (0, max(0, shortest - enrolment.shape[-1])))
+        frames = encoder.whole_frames(lengths.clamp_min(shortest))
+        voice: Tensor = self(torch.cat(encoder(heard), dim=1), frames)
+        return voice
 
 
 def _first(frames: Tensor, total: int) -> Tensor:
@@ -135,9 +147,9 @@ class SpExPlus(Extractor):
         )
         self.masks = nn.ModuleList(nn.Conv1d(features, filters, 1) for _ in kernels)
         self.decoder = Decoder(filters, kernels)
-        self.speaker_encoder = None if voice_size else SpeakerEncoder(encoded, features, hidden)
-        if not voice_size:
-            self.min_enrolment = kernels[0] + (POOL**RES_BLOCKS - 1) * self.encoder.stride
+        self.speaker_encoder = None if voice_size else SpeakerEncoder(encoded, features, (features, hidden, hidden))
+        if self.speaker_encoder is not None:
+            self.min_enrolment = self.speaker_encoder.shortest(self.encoder)
 
     def forward(self, mixture: Tensor, voices: Tensor) -> Extracted:
         """Mixtures (B, S) and voices (B, K, D) to three estimates (B, K, S) of each voice."""
@@ -153,8 +165,4 @@ class SpExPlus(Extractor):
     def enrol(self, enrolment: Tensor, lengths: Tensor) -> Tensor:
         if self.speaker_encoder is None:
             return super().enrol(enrolment, lengths)
-        heard = enrolment.masked_fill(~_first(lengths, enrolment.shape[-1]), 0)
-        heard = F.pad(heard, (0, max(0, self.min_enrolment - enrolment.shape[-1])))
-        frames = self.encoder.whole_frames(lengths.clamp_min(self.min_enrolment))
-        voice: Tensor = self.speaker_encoder(torch.cat(self.encoder(heard), dim=1), frames)
-        return voice
+        return self.speaker_encoder.hear(self.encoder, enrolment, lengths)

@@ -107,7 +107,7 @@ def test_padding_changes_nothing_in_training_either():
 
 def test_voice_is_the_mean_over_real_frames():
     torch.manual_seed(0)
-    encoder = SpeakerEncoder(4, 6, 10).double().eval()
+    encoder = SpeakerEncoder(4, 6, (6, 10, 10)).double().eval()
     encoded = torch.randn(1, 4, 27 * 3 + 5, dtype=torch.float64)
     x = encoder.bottleneck(encoded)
     for block in encoder.blocks:

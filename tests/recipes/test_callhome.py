@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -18,19 +18,15 @@ from speakerkit.diarization.der import score_diarization
 from speakerkit.diarization.formats import read_turns, to_text, write_text
 from speakerkit.diarization.turns import Diarization, Turn
 from speakerkit.training.experiment import read_experiment
-from tests.conftest import REPOSITORY, speech_like
+from tests.conftest import REPOSITORY
+from tests.recipes.recipe import RATE, run_recipe, tone, write_librispeech
 from tools import diarization_results, tune_diarization
 
 RECIPE = REPOSITORY / "examples" / "callhome"
-RATE = 16000
 SHARES = ("missed", "false_alarm", "confusion")
 
 
-def run(*arguments: str, workdir: Path) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
-    command = ["bash", str(RECIPE / "run.sh"), "--workdir", str(workdir), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=900, env=environment)
+run = partial(run_recipe, "callhome")
 
 
 @pytest.mark.parametrize("config", sorted((RECIPE / "conf").glob("*.yaml")), ids=lambda path: path.stem)
@@ -75,16 +71,6 @@ def test_missing_ldc_data_ends_in_the_first_stage(tmp_path: Path) -> None:
     assert "r65_8_1" in fault
     assert "LDC2001S97" in fault
     assert "stage 1 (prepare) failed" in stage
-
-
-def tone(speaker: int, seconds: float, seed: int) -> np.ndarray:
-    """Noise with a tone of its own for each speaker, with pauses, as a detector of speech expects."""
-    samples = speech_like(seconds, RATE, seed)
-    times = np.arange(len(samples)) / RATE
-    loud = np.sin(2 * np.pi * 0.7 * times - 1.0) > -0.5
-    return ((0.5 * samples + 0.2 * np.sin(2 * np.pi * 220 * (speaker + 1) * times)) * np.where(loud, 1, 1e-2)).astype(
-        "f4"
-    )
 
 
 @pytest.fixture
@@ -185,13 +171,8 @@ def test_the_table_names_silence_and_puts_trivial_answers_beside(tmp_path: Path)
 def corpus(tmp_path: Path) -> Path:
     """The layouts of librispeech-mini, with twenty speakers to train on and four to test on, and of ami-mini."""
     root = tmp_path / "corpus"
-    for subset, speakers in (("train-clean-100", range(10, 30)), ("test-other", range(4))):
-        for speaker in speakers:
-            folder = root / "librispeech-mini" / subset / str(speaker) / "7"
-            folder.mkdir(parents=True)
-            for number in range(3):
-                samples = tone(speaker, 3.0, 10 * speaker + number)
-                soundfile.write(folder / f"{speaker}-7-{number:04d}.flac", samples, RATE)
+    write_librispeech(root / "librispeech-mini" / "train-clean-100", range(10, 30))
+    write_librispeech(root / "librispeech-mini" / "test-other", range(4))
     (root / "ami-mini").mkdir()
     soundfile.write(root / "ami-mini" / "dev00.flac", np.zeros(6 * RATE), RATE)
     write_text(root / "ami-mini" / "dev00.rttm", to_text([Diarization("dev00", (Turn(0.0, 5.0, "a"),))], "rttm"))

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -17,17 +17,14 @@ from speakerkit.embedding.registry import backbone_names
 from speakerkit.training.experiment import read_experiment
 from tests.conftest import REPOSITORY, speech_like
 from tests.embedding.families import FAMILIES
+from tests.recipes.recipe import run_recipe
 
 RECIPE = REPOSITORY / "examples" / "voxceleb"
 CONFIGS = sorted((RECIPE / "conf").glob("*.yaml"))
 PATHS = ["exp_dir=exp", "data.train=train.list"]
 
 
-def run(*arguments: str, workdir: Path) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
-    command = ["bash", str(RECIPE / "run.sh"), "--workdir", str(workdir), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=240, env=environment)
+run = partial(run_recipe, "voxceleb")
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
