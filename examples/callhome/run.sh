@@ -221,7 +221,7 @@ find_speech() { # set
 
 # Turns of all recordings of a set in one file: its parts with what was tuned on the other part, or all with what was tuned
 # on the first part of another set.
-diarize() { # set, speech, name of the system, whose options, further options
+diarize() { # set, speech, name of the system, whose tuned options ("" for none), further options
   local set=$1 vad=$2 system=$3 tuned=$4 parts=(part1 part2) part other options speech folder list
   shift 4
   folder=$exp/turns/$set/$vad-$system list=$(folder_of "$set")
@@ -231,9 +231,10 @@ diarize() { # set, speech, name of the system, whose options, further options
   rm -rf "$folder"
   for part in "${parts[@]}"; do
     [ "$part" = part1 ] && other=part2 || other=part1
-    mapfile -t options <"$exp/tuned/$other/$tuned"
+    options=()
+    [ -z "$tuned" ] || mapfile -t options <"$exp/tuned/$other/$tuned"
     speakerkit diarize "$list/$part/wav.scp" --model "$model" --vad-rttm "$speech" --out "$folder/$part" \
-      --threads "$nj" --device "$device" "${options[@]}" "$@"
+      --threads "$nj" --device "$device" ${options[@]+"${options[@]}"} "$@"
   done
   find "$folder" -name '*.rttm' -print0 | sort -z | xargs -0 cat >"$folder.rttm"
 }
@@ -247,7 +248,7 @@ stage_6() {
     [ "$set" != part2 ] || continue
     for vad in oracle silero; do
       diarize "$set" "$vad" best+tsvad best --refine "$exp/tsvad/bundle"
-      diarize "$set" "$vad" eend ahc --model-eend "$exp/eend/bundle"
+      diarize "$set" "$vad" eend "" --model-eend "$exp/eend/bundle"
     done
   done
   [ "$corpus" != callhome ] || adapt
@@ -272,7 +273,7 @@ adapt() {
   cp "$exp/turns/callhome/silero.json" "$exp/turns/part2/"
   for vad in oracle silero; do
     diarize part2 "$vad" best+tsvad_adapted best --refine "$exp/tsvad_adapted/bundle"
-    diarize part2 "$vad" eend_adapted ahc --model-eend "$exp/eend_adapted/bundle"
+    diarize part2 "$vad" eend_adapted "" --model-eend "$exp/eend_adapted/bundle"
   done
 }
 

@@ -12,8 +12,6 @@ import typer
 if TYPE_CHECKING:
     from speakerkit.diarization.turns import Diarization
 
-UNSAFE_IN_FILES = r"/\\:*?\"<>|"
-
 
 def convert(
     source: Annotated[Path, typer.Argument(metavar="IN", help="File of turns, or a folder of them.")],
@@ -26,7 +24,7 @@ def convert(
         str | None, typer.Option(help="The one to take; where IN names none, what it is called.")
     ] = None,
     duration: Annotated[
-        float | None, typer.Option(min=0.001, help="Of the recording in seconds, where IN does not say it.")
+        float | None, typer.Option(min=0.001, max=1e7, help="Of the recording in seconds, where IN does not say it.")
     ] = None,
 ) -> None:
     """Convert who spoke when between RTTM, JSON, CSV, TextGrid, Audacity labels, LAB, SRT and WebVTT.
@@ -34,7 +32,7 @@ def convert(
     Times are rounded to milliseconds. To .uem is written how long each recording lasts.
     """
     from speakerkit.diarization.formats import format_of, read_turns, to_text, write_text
-    from speakerkit.diarization.formats.text import escape
+    from speakerkit.diarization.formats.text import file_name
 
     found = read_turns(source, source_format)
     if recording is not None:
@@ -48,7 +46,7 @@ def convert(
     if out_format is not None and (out.endswith("/") or Path(out).is_dir()):
         suffix = format_of(out, out_format).suffix
         for key, each in found.items():
-            write_text(Path(out) / (escape(key, UNSAFE_IN_FILES) + suffix), to_text([each], out_format))
+            write_text(Path(out) / (file_name(key) + suffix), to_text([each], out_format))
         typer.echo(f"{out}: {len(found)} files", err=True)
         return
     text = _text(found, out, out_format)

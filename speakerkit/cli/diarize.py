@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -29,18 +30,20 @@ from speakerkit.cli.voices import MatchOption, check_match
 
 if TYPE_CHECKING:
     from speakerkit.audio import Channel
-    from speakerkit.diarization.bundle import Diarizer as Network
+    from speakerkit.diarization.bundle import DiarizationModel
     from speakerkit.diarization.pipeline import Diarizer, Namer
     from speakerkit.diarization.turns import Diarization
     from speakerkit.embedding.embedder import Embedder, Vector
     from speakerkit.verification.backend import Backend
     from speakerkit.verification.voiceprints.store import Match
 
-UNSAFE_IN_FILES = r"/\\:*?\"<>|"
 NOTE = "diarize.yaml"
+NEEDED = {"refinements": "refine", "match": "speakers", "name_threshold": "speakers", "name_margin": "speakers"}
+OF_CLUSTERS = ("cluster", "window", "hop", "min_window", "plda")  # beside the knobs of the methods
 
 
 def diarize(
+    ctx: typer.Context,
     files: Annotated[list[Path], typer.Argument(help="Recordings, and lists of them: .scp, lines `key path`.")],
     model: Model,
     out: Annotated[
@@ -129,7 +132,9 @@ def diarize(
         **{"loop_probability": loop_probability, "iterations": iterations, "tolerance": tolerance},
         **{"softening": softening, "most_start": most_start},
     }
-    options = {name: value for name, value in {**numbers, **knobs}.items() if value is not None}
+    knobs = {name: value for name, value in knobs.items() if value is not None}
+    options = {**{name: value for name, value in numbers.items() if value is not None}, **knobs}
+    _refuse_useless(ctx, knobs)
     settings = DiarizationSettings(
         VadSettings(
             *(vad, vad_threshold, vad_negative_threshold, vad_pad, vad_min_silence, vad_min_speech, vad_max_speech),
@@ -152,29 +157,49 @@ def diarize(
         namer = None
         if speakers is not None:
             namer = _namer(stack, embedder, speakers, check_match(match), name_threshold, name_margin)
+        refiner, whole = _network(refine, device), _network(eend, device)
         diarizer = Diarizer(
             embedder,
             settings,
             backend=None if plda is None else _backend(plda, cluster, embedder),
-            refiner=_network(refine, device),
-            end_to_end=_network(eend, device),
+            refiner=refiner,
+            end_to_end=whole,
             namer=namer,
         )
         recordings = Recordings(diarizer, asked, vad_rttm, allow_pipes)
-        if "json" not in formats:
+        if "json" not in formats and vad_rttm is None:
             typer.echo(f"vad: {json.dumps(settings.vad.echo())}", err=True)
         if out is None:
             _print(recordings, entries, formats[0], save_embeddings)
             return
         told = {
             **{"model": embedder.bundle.digest(), "vad": settings.vad.echo(), **settings.echo(), "channel": channel},
-            **{"vad_rttm": vad_rttm, "plda": plda, "refine": refine, "refinements": refinements, "eend": eend},
+            **{"vad_rttm": vad_rttm, "plda": None if plda is None else sha256(plda.read_bytes()).hexdigest()},
+            **{"refine": refiner and refiner.sha256, "refinements": refinements, "eend": whole and whole.sha256},
             **{"speakers": speakers, "match": match, "name_threshold": name_threshold, "name_margin": name_margin},
             "embeddings": save_embeddings,
         }
         folder = Folder(out, formats, save_embeddings)
         folder.claim({key: str(value) if isinstance(value, Path) else value for key, value in told.items()}, overwrite)
         _write(recordings, entries, folder, overwrite, as_json)
+
+
+def _refuse_useless(ctx: typer.Context, knobs: Iterable[str]) -> None:
+    """Raise where an option would change nothing."""
+    from speakerkit.errors import ConfigError
+
+    given = {name for name in ctx.params if getattr(ctx.get_parameter_source(name), "name", "") == "COMMANDLINE"}
+    for name in sorted(given & NEEDED.keys()):
+        if ctx.params[NEEDED[name]] is None:
+            raise ConfigError(_flag(name), f"is of no use without {_flag(NEEDED[name])}", "leave it out")
+    own = ("cluster_threshold" if name == "threshold" else name for name in knobs)
+    useless = sorted({*given.intersection(OF_CLUSTERS), *own})
+    if useless and ctx.params["eend"] is not None:
+        raise ConfigError(_flag(useless[0]), "is of no use to --model-eend, which has no clusters", "leave it out")
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
 
 
 class Recordings:
@@ -262,10 +287,11 @@ class Folder:
     def file(self, recording: str, name: str, channel: int | None = None) -> Path:
         """The file of a recording in a format; of a channel where the format holds but one."""
         from speakerkit.diarization.formats import format_of
+        from speakerkit.diarization.formats.text import file_name
 
         form = format_of("", name)
         own = f"-{channel}" if channel is not None and form.write is None else ""
-        return self.path / f"{_file_name(recording)}{own}{form.suffix}"
+        return self.path / f"{file_name(recording)}{own}{form.suffix}"
 
     def has(self, recording: str, channel: int | None) -> bool:
         """Whether a recording is done; files of the first channel are written last."""
@@ -289,8 +315,9 @@ class Folder:
         """Keys are labels as in RTTM, with their channel before them where there is more than one."""
         from speakerkit.data.ark import Embeddings, write_embeddings
         from speakerkit.diarization.formats.rttm import name_field
+        from speakerkit.diarization.formats.text import file_name
 
-        path = self.path / f"{_file_name(found[0].recording)}.embeddings.npz"
+        path = self.path / f"{file_name(found[0].recording)}.embeddings.npz"
         vectors = {
             (f"{one.channel}:" if each else "") + name_field(speaker.label): speaker.embedding
             for one in found
@@ -323,6 +350,7 @@ def _print(recordings: Recordings, entries: Mapping[str, str], name: str, embedd
 
 def _write(recordings: Recordings, entries: Mapping[str, str], folder: Folder, overwrite: bool, as_json: bool) -> None:
     """Files of all recordings that are not there yet, each as soon as it is done."""
+    from speakerkit.diarization.formats.text import file_name
     from speakerkit.embedding.extract import write_failures
     from speakerkit.errors import DataError, PartialFailure
 
@@ -332,10 +360,10 @@ def _write(recordings: Recordings, entries: Mapping[str, str], folder: Folder, o
     failures_path = folder.path / "failed.tsv"
     for key, found, error in recordings.all(wanted, len(entries) == 1):
         if error:
-            failures[_file_name(key)] = error
+            failures[file_name(key)] = error
         else:
             folder.write(found, each)
-    write_failures(failures_path, map(_file_name, entries), failures)
+    write_failures(failures_path, map(file_name, entries), failures)
     counts = {"written": len(wanted) - len(failures), "kept": len(entries) - len(wanted), "failed": len(failures)}
     if as_json:
         typer.echo(json.dumps({"out": str(folder.path), **counts}, ensure_ascii=False))
@@ -356,12 +384,6 @@ def _text(found: Sequence[Diarization], name: str, embeddings: bool) -> str:
     if name == "json" and embeddings:
         return write_json(by_key(found, "recordings").values(), embeddings=True)
     return to_text(found, name)
-
-
-def _file_name(recording: str) -> str:
-    from speakerkit.diarization.formats.text import escape
-
-    return escape(recording, UNSAFE_IN_FILES)
 
 
 def _lengths(text: str) -> tuple[float, ...]:
@@ -446,7 +468,7 @@ def _backend(path: Path, method: str, embedder: Embedder) -> Backend:
     return backend
 
 
-def _network(path: Path | None, device: str) -> Network | None:
+def _network(path: Path | None, device: str) -> DiarizationModel | None:
     from speakerkit.diarization import bundle
 
     return None if path is None else bundle.load(path, device)

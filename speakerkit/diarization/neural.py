@@ -10,15 +10,18 @@ import numpy as np
 import numpy.typing as npt
 from scipy.optimize import linear_sum_assignment
 
-from speakerkit.audio import AudioSource, Channel, Samples, load_audio, read_blocks
+from speakerkit.audio import AudioSource, Channel, Samples, load_audio
 from speakerkit.config import require
 from speakerkit.diarization.activity import Binarisation, Frames, Probabilities, turns_of
-from speakerkit.diarization.bundle import Diarizer
+from speakerkit.diarization.bundle import DiarizationModel
+from speakerkit.diarization.progress import watched_blocks
 from speakerkit.diarization.segments import speaker_name
 from speakerkit.diarization.turns import Diarization, Span, Speaker, Turn, regions, without
 from speakerkit.errors import AudioError, BundleError
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from speakerkit.diarization.eend import EEND
     from speakerkit.diarization.tsvad import TSVAD
     from speakerkit.embedding.embedder import Embedder
@@ -26,6 +29,7 @@ if TYPE_CHECKING:
 Voices = npt.NDArray[np.float32]
 
 WINDOWS_AT_ONCE = 8
+SHORTEST_PART = 0.05  # seconds that are worth reading
 VOICE_SECONDS = 30.0  # of a speaker's speech make their embedding: more costs time and changes little
 BLOCK_SECONDS = 300.0  # that an EEND hears at once
 SAME = 0.5  # cosine of two activities where blocks overlap, from which on they are of one speaker
@@ -64,9 +68,9 @@ class SlidingWindows:
     """
 
     def __init__(
-        self, model: Diarizer, source: AudioSource, seconds: float, rate: int | None, channel: Channel
+        self, model: DiarizationModel, source: AudioSource, seconds: float, rate: int | None, channel: Channel
     ) -> None:
-        self._source, self._own_rate, self._channel = source, rate, channel
+        self._source, self._own_rate, self._channel, self._task = source, rate, channel, model.config.task
         self._rate = model.config.frontend.sample_rate
         self._grid = round(model.network.frames.period * self._rate)
         self._minimum = model.network.min_samples
@@ -82,7 +86,8 @@ class SlidingWindows:
     def __iter__(self) -> Iterator[tuple[int, Samples]]:
         """(first frame, samples) of each window."""
         held, begins, following = np.zeros(0, dtype=np.float32), 0, 0
-        for block in read_blocks(self._source, self._rate, rate=self._own_rate, channel=self._channel):
+        heard = {"rate": self._own_rate, "channel": self._channel}
+        for block in watched_blocks(self._source, self._task, self._rate, **heard):
             held = np.concatenate([held, block.samples])
             while begins + len(held) >= following + self._size:
                 held, begins = held[following - begins :], following
@@ -108,7 +113,7 @@ class SlidingWindows:
 
 
 def tsvad_probabilities(
-    model: Diarizer,
+    model: DiarizationModel,
     source: AudioSource,
     voices: Voices,
     *,
@@ -133,7 +138,7 @@ def tsvad_probabilities(
     """
     import torch
 
-    network = _tsvad(model)
+    network = require_tsvad(model)
     if voices.ndim != 2 or not len(voices) or voices.shape[1] != model.config.embedding_size:
         fault = f"knows speakers by embeddings of {model.config.embedding_size}, not of shape {voices.shape}"
         raise BundleError(model.path, fault, "embed with the model that it was trained with")
@@ -162,11 +167,33 @@ def tsvad_probabilities(
     return _cut(_mean(total[:end], weight[:end]), network.frames, windows.seconds)
 
 
-def _tsvad(model: Diarizer) -> TSVAD:
+def require_tsvad(model: DiarizationModel, embedder: Embedder | None = None) -> TSVAD:
+    """The network of a TS-VAD, which is to refine clusters of ``embedder``'s embeddings.
+
+    Raises:
+        BundleError: another kind of model, or another embedder than it was trained with.
+    """
     from speakerkit.diarization.tsvad import TSVAD
 
     if not isinstance(model.network, TSVAD):
         raise BundleError(model.path, f"is a model of task {model.config.task!r}", "give one of task tsvad")
+    trained_with = model.config.embedder_sha256
+    if embedder is not None and trained_with and trained_with != embedder.bundle.digest():
+        fault = f"was trained with embeddings of another model than {embedder.bundle.path}"
+        raise BundleError(model.path, fault, "use the embedding model that it was trained with")
+    return model.network
+
+
+def require_eend(model: DiarizationModel) -> EEND:
+    """The network of an EEND.
+
+    Raises:
+        BundleError: another kind of model.
+    """
+    from speakerkit.diarization.eend import EEND
+
+    if not isinstance(model.network, EEND):
+        raise BundleError(model.path, f"is a model of task {model.config.task!r}", "give one of task eend")
     return model.network
 
 
@@ -192,7 +219,7 @@ def _cut(values: Probabilities, frames: Frames, seconds: float) -> FrameProbabil
 def refine(
     diarization: Diarization,
     source: AudioSource,
-    model: Diarizer,
+    model: DiarizationModel,
     embedder: Embedder,
     *,
     rate: int | None = None,
@@ -221,17 +248,15 @@ def refine(
         AudioError: as :func:`speakerkit.audio.load_audio`.
     """
     require(iterations >= 1, "iterations", iterations, "it is at least 1")
-    _tsvad(model)
-    if model.config.embedder_sha256 not in ("", embedder.bundle.digest()):
-        fault = f"was trained with embeddings of another model than {embedder.bundle.path}"
-        raise BundleError(model.path, fault, "use the embedding model that it was trained with")
+    require_tsvad(model, embedder)
     rule = rule or Binarisation()
     for _ in range(iterations):
         voices = speaker_voices(diarization, source, embedder, rate=rate, channel=channel)
         if not voices:
             return diarization
         found = tsvad_probabilities(model, source, np.stack(list(voices.values())), rate=rate, channel=channel)
-        turns = found.turns(list(voices), rule, speech)
+        unknown = regions((turn for turn in diarization.turns if turn.speaker not in voices), at_least=1)
+        turns = found.turns(list(voices), rule, None if speech is None else without(speech, unknown))
         heard = {turn.speaker for turn in turns}
         kept = [turn for turn in diarization.turns if turn.speaker not in heard]
         limit = found.seconds if diarization.duration is None else diarization.duration
@@ -243,7 +268,7 @@ def refine(
         diarization = replace(
             diarization, turns=tuple(sorted([*cut, *kept])), speakers={**diarization.speakers, **known}
         )
-    told = {"model": str(model.path), "iterations": iterations, "threshold": rule.threshold, "median": rule.median}
+    told = {"model": model.sha256, "iterations": iterations, "threshold": rule.threshold, "median": rule.median}
     return replace(diarization, settings={**diarization.settings, "tsvad": told})
 
 
@@ -279,7 +304,7 @@ def _embedded(
     wanted = embedder.frontend.sample_rate
     chosen, seconds = [], 0.0
     for start, end in sorted(spans, key=lambda span: span[0] - span[1]):
-        if seconds >= VOICE_SECONDS:
+        if VOICE_SECONDS - seconds < SHORTEST_PART:
             break
         chosen.append((start, min(end, start + VOICE_SECONDS - seconds)))
         seconds += chosen[-1][1] - start
@@ -293,7 +318,7 @@ def _embedded(
 
 
 def eend_probabilities(
-    model: Diarizer,
+    model: DiarizationModel,
     source: AudioSource,
     *,
     rate: int | None = None,
@@ -320,11 +345,7 @@ def eend_probabilities(
     """
     import torch
 
-    from speakerkit.diarization.eend import EEND
-
-    network = model.network
-    if not isinstance(network, EEND):
-        raise BundleError(model.path, f"is a model of task {model.config.task!r}", "give one of task eend")
+    network = require_eend(model)
     most = MOST_SPEAKERS if num_speakers is None else num_speakers
     require(1 <= most <= MOST_SPEAKERS, "num_speakers", num_speakers, f"it is from 1 to {MOST_SPEAKERS}")
     windows = SlidingWindows(model, source, block_seconds, rate, channel)
@@ -345,10 +366,10 @@ def eend_probabilities(
     return _cut(_mean(total[:heard], weight[:heard])[:, :known], network.frames, windows.seconds)
 
 
-def _speakers(network: EEND, samples: object, count: int | None, threshold: float) -> Probabilities:
+def _speakers(network: EEND, samples: Tensor, count: int | None, threshold: float) -> Probabilities:
     """(frames, speakers) of one block."""
     most = MOST_SPEAKERS if count is None else count
-    logits, existence = network(samples[None], most)  # type: ignore[index]
+    logits, existence = network(samples[None], most)
     if count is None:
         doubtful = (existence[0].sigmoid() < threshold).nonzero()
         count = int(doubtful[0]) if len(doubtful) else most
@@ -378,7 +399,7 @@ def _same_speakers(earlier: Probabilities, values: Probabilities, count: int, mo
 
 
 def diarize_end_to_end(
-    model: Diarizer,
+    model: DiarizationModel,
     source: AudioSource,
     recording: str,
     *,
@@ -398,5 +419,5 @@ def diarize_end_to_end(
     turns = found.turns(columns, rule, speech)
     order = {column: speaker_name(n) for n, column in enumerate(dict.fromkeys(turn.speaker for turn in turns))}
     named = tuple(sorted(replace(turn, speaker=order[turn.speaker]) for turn in turns))
-    told = {"model": str(model.path), "threshold": rule.threshold, "median": rule.median}
+    told = {"model": model.sha256, "threshold": rule.threshold, "median": rule.median}
     return Diarization(recording, named, found.seconds, settings={"eend": told})

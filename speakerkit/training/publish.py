@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from speakerkit.bundle import Bundle, BundleConfig, write_bundle
-from speakerkit.diarization.bundle import build_network, write_diarizer
+from speakerkit.diarization.bundle import build_network, write_model
 from speakerkit.diarization.task import described
 from speakerkit.embedding.distillation import PROJECTION
 from speakerkit.embedding.model import backbone_for, load_tensors
@@ -74,7 +74,7 @@ def publish(
         **read_provenance(exp_dir),
     }
     if not isinstance(experiment, EmbeddingExperiment):
-        return _published_diarizer(experiment, out, averaged, made)
+        return _published_model(experiment, out, averaged, made)
     kept = {name: tensor for name, tensor in averaged.items() if not name.startswith(PROJECTION)}
     save_checkpoint(folder / AVERAGE, {"model": kept, "fingerprint": newest.get("fingerprint")})
     tensors = {name.removeprefix(PREFIX): t for name, t in averaged.items() if name.startswith(PREFIX)}
@@ -90,12 +90,12 @@ def publish(
     return write_bundle(out, config, published.state_dict() if arguments else tensors)
 
 
-def _published_diarizer(
+def _published_model(
     experiment: TSVADExperiment | EENDExperiment, out: Path, tensors: dict[str, Tensor], made: dict[str, Any]
 ) -> Path:
     config = replace(described(experiment), provenance=made)
     load_tensors(build_network(config), tensors, out)
-    return write_diarizer(out, config, tensors)
+    return write_model(out, config, tensors)
 
 
 def _teachers(experiment: Experiment) -> dict[str, str]:

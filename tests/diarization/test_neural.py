@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from speakerkit.bundle import read_bundle
 from speakerkit.diarization import neural
 from speakerkit.diarization.activity import Binarisation, Frames
-from speakerkit.diarization.bundle import Diarizer, DiarizerConfig
+from speakerkit.diarization.bundle import DiarizationModel, DiarizationModelConfig
 from speakerkit.diarization.eend import EEND
 from speakerkit.diarization.neural import (
     _same_speakers,
@@ -75,9 +75,9 @@ class Codes(EEND):
         return 20 * padded - 10, exists[None]
 
 
-def diarizer(network: TSVAD | EEND, task: str = "tsvad", sha256: str = "") -> Diarizer:
-    config = DiarizerConfig(task, FrontEnd(sample_rate=RATE), {}, 2.0, None, 16, sha256)  # type: ignore[arg-type]
-    return Diarizer(Path("model"), config, network, torch.device("cpu"))
+def diarizer(network: TSVAD | EEND, task: str = "tsvad", sha256: str = "") -> DiarizationModel:
+    config = DiarizationModelConfig(task, FrontEnd(sample_rate=RATE), {}, 2.0, None, 16, sha256)  # type: ignore[arg-type]
+    return DiarizationModel(Path("model"), config, network, torch.device("cpu"), "0" * 64)
 
 
 def sigmoid(values: np.ndarray) -> np.ndarray:
@@ -143,7 +143,7 @@ def test_refining_keeps_speakers_and_adds_overlap(onnx_bundle: Path, monkeypatch
     )
     frames, seen = Frames(0.1, 0.05), []
 
-    def heard(model: Diarizer, source: object, voices: np.ndarray, **_: object) -> neural.FrameProbabilities:
+    def heard(model: DiarizationModel, source: object, voices: np.ndarray, **_: object) -> neural.FrameProbabilities:
         seen.append(voices)
         values = np.zeros((60, 3), dtype=np.float32)
         values[:35, 0] = values[25:60, 1] = 0.9  # c is nowhere heard
