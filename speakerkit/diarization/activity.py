@@ -76,7 +76,7 @@ def activity(turns: Iterable[Turn], speakers: Sequence[str], frames: Frames, cou
 
 
 def touched(spans: Iterable[Span], frames: Frames, count: int) -> Activity:
-    """(count,) whether a part of what each frame stands for lies in a span; the last one stands for all that follows."""
+    """(count,) whether a part of what each frame stands for lies in a span; the last frame stands for all after it."""
     edges = [frames.edge(frame) for frame in range(count)]
     found = np.zeros(count, dtype=bool)
     for start, end in spans:

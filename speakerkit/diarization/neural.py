@@ -34,6 +34,7 @@ VOICE_SECONDS = 30.0  # of a speaker's speech make their embedding: more costs t
 BLOCK_SECONDS = 300.0  # that an EEND hears at once
 SAME = 0.5  # cosine of two activities where blocks overlap, from which on they are of one speaker
 MOST_SPEAKERS = 20  # that an EEND may find
+GROWTH, TOGETHER = 1.5, 0.5  # see _blurred
 
 
 @dataclass(frozen=True, eq=False)
@@ -230,8 +231,8 @@ def refine(
 ) -> Diarization:
     """A diarization gone over by TS-VAD, overlaps added: each speaker's embedding is that of speech of theirs alone.
 
-    A speaker of whom there is too little to embed keeps the turns of before, and so does one whom TS-VAD nowhere hears:
-    their number stays.
+    A speaker of whom there is too little to embed keeps the turns of before, and so does one whom TS-VAD nowhere hears,
+    or seems to hear whenever others speak: their number stays.
 
     Args:
         diarization: as of clustering.
@@ -257,10 +258,11 @@ def refine(
         found = tsvad_probabilities(model, source, np.stack(list(voices.values())), rate=rate, channel=channel)
         unknown = regions((turn for turn in diarization.turns if turn.speaker not in voices), at_least=1)
         turns = found.turns(list(voices), rule, None if speech is None else without(speech, unknown))
-        heard = {turn.speaker for turn in turns}
+        heard = {turn.speaker for turn in turns} - _blurred(turns, diarization)
         kept = [turn for turn in diarization.turns if turn.speaker not in heard]
         limit = found.seconds if diarization.duration is None else diarization.duration
-        cut = (replace(turn, end=min(turn.end, limit)) for turn in turns if turn.start < limit)
+        inside = (turn for turn in turns if turn.speaker in heard and turn.start < limit)
+        cut = (replace(turn, end=min(turn.end, limit)) for turn in inside)
         known = {
             label: replace(diarization.speakers.get(label, Speaker(label)), embedding=voice)
             for label, voice in voices.items()
@@ -270,6 +272,21 @@ def refine(
         )
     told = {"model": model.sha256, "iterations": iterations, "threshold": rule.threshold, "median": rule.median}
     return replace(diarization, settings={**diarization.settings, "tsvad": told})
+
+
+def _blurred(turns: Sequence[Turn], before: Diarization) -> set[str]:
+    """Speakers heard half as long again as before, and mostly together with others.
+
+    That comes of a cluster of several voices: its embedding is like all of them. People do interrupt, but not so much.
+    """
+    seconds, overlap = before.talk_time(), regions(turns, at_least=2)
+    found = set()
+    for label in {turn.speaker for turn in turns}:
+        own = [(turn.start, turn.end) for turn in turns if turn.speaker == label]
+        total, alone = (sum(end - start for start, end in spans) for spans in (own, without(own, overlap)))
+        if total > GROWTH * seconds[label] and alone < (1 - TOGETHER) * total:
+            found.add(label)
+    return found
 
 
 def speaker_voices(

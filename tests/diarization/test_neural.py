@@ -135,6 +135,16 @@ def test_voices_are_of_speech_alone(onnx_bundle: Path) -> None:
         np.testing.assert_allclose(found[label], embedder.embed(parts, rate=16000), atol=1e-5)
 
 
+def test_long_turns_give_a_voice_where_sums_are_not_exact(onnx_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(neural, "VOICE_SECONDS", 2.0)
+    turns = (Turn(0.1, 1.6, "a"), Turn(2.1, 3.5, "a"), Turn(3.6, 4.9, "a"))
+    sound = speech_like(5.0, 16000)
+    embedder = Embedder(read_bundle(onnx_bundle))
+    found = speaker_voices(Diarization("x", turns, 5.0), sound, embedder, rate=16000)
+    parts = np.concatenate([sound[1600:25600], sound[33600:41600]])  # 1.5 s, and the 0.5 s that 2 s lack
+    np.testing.assert_allclose(found["a"], embedder.embed(parts, rate=16000), atol=1e-5)
+
+
 def test_refining_keeps_speakers_and_adds_overlap(onnx_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     embedder = Embedder(read_bundle(onnx_bundle))
     sound = speech_like(6.0, 16000)
@@ -161,6 +171,24 @@ def test_refining_keeps_speakers_and_adds_overlap(onnx_bundle: Path, monkeypatch
         before, sound, diarizer(Levels()), embedder, rate=16000, rule=Binarisation(median=1), speech=[(1.0, 5.0)]
     )
     assert [turn for turn in known.turns if turn.speaker in "ab"] == [Turn(1.0, 3.5, "a"), Turn(2.5, 5.0, "b")]
+
+
+@pytest.mark.parametrize(("end", "blurred"), [(12.0, True), (3.5, False)])
+def test_who_is_heard_with_everybody_keeps_the_turns_of_before(
+    onnx_bundle: Path, monkeypatch: pytest.MonkeyPatch, end: float, blurred: bool
+) -> None:
+    before = Diarization("x", (Turn(0.0, 2.0, "a"), Turn(2.0, 12.0, "b")), 12.0)
+
+    def heard(*_: object, **__: object) -> neural.FrameProbabilities:
+        values = np.zeros((120, 2), dtype=np.float32)
+        values[: round(10 * end), 0] = values[20:, 1] = 0.9
+        return neural.FrameProbabilities(values, Frames(0.1, 0.05), 12.0)
+
+    monkeypatch.setattr(neural, "tsvad_probabilities", heard)
+    embedder = Embedder(read_bundle(onnx_bundle))
+    after = refine(before, speech_like(12.0, 16000), diarizer(Levels()), embedder, rate=16000)
+    expected = before.turns if blurred else (Turn(0.0, end, "a"), Turn(2.0, 12.0, "b"))
+    assert after.turns == expected
 
 
 @given(st.lists(st.integers(0, 30), max_size=12), st.lists(st.integers(0, 30), max_size=12))
