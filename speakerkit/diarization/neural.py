@@ -256,13 +256,15 @@ def refine(
         if not voices:
             return diarization
         found = tsvad_probabilities(model, source, np.stack(list(voices.values())), rate=rate, channel=channel)
-        unknown = regions((turn for turn in diarization.turns if turn.speaker not in voices), at_least=1)
-        turns = found.turns(list(voices), rule, None if speech is None else without(speech, unknown))
-        heard = {turn.speaker for turn in turns} - _blurred(turns, diarization)
+        turns = _turns_beside(diarization, found, list(voices), list(voices), rule, speech)
+        blurred = _blurred(turns, diarization)
+        if blurred:
+            clear = [label for label in voices if label not in blurred]
+            turns = _turns_beside(diarization, found, list(voices), clear, rule, speech)
+        heard = {turn.speaker for turn in turns}
         kept = [turn for turn in diarization.turns if turn.speaker not in heard]
         limit = found.seconds if diarization.duration is None else diarization.duration
-        inside = (turn for turn in turns if turn.speaker in heard and turn.start < limit)
-        cut = (replace(turn, end=min(turn.end, limit)) for turn in inside)
+        cut = (replace(turn, end=min(turn.end, limit)) for turn in turns if turn.start < limit)
         known = {
             label: replace(diarization.speakers.get(label, Speaker(label)), embedding=voice)
             for label, voice in voices.items()
@@ -272,6 +274,20 @@ def refine(
         )
     told = {"model": model.sha256, "iterations": iterations, "threshold": rule.threshold, "median": rule.median}
     return replace(diarization, settings={**diarization.settings, "tsvad": told})
+
+
+def _turns_beside(
+    before: Diarization,
+    found: FrameProbabilities,
+    labels: Sequence[str],
+    clear: Sequence[str],
+    rule: Binarisation,
+    speech: Sequence[Span] | None,
+) -> tuple[Turn, ...]:
+    """Turns of those of ``labels`` that are ``clear``; speech of others, as it was before, need not be anybody's."""
+    others = regions((turn for turn in before.turns if turn.speaker not in clear), at_least=1)
+    chosen = replace(found, values=found.values[:, [label in clear for label in labels]])
+    return chosen.turns(clear, rule, None if speech is None else without(speech, others))
 
 
 def _blurred(turns: Sequence[Turn], before: Diarization) -> set[str]:
@@ -341,6 +357,7 @@ def eend_probabilities(
     rate: int | None = None,
     channel: Channel = "mix",
     num_speakers: int | None = None,
+    least: int = 0,
     threshold: float = 0.5,
     block_seconds: float = BLOCK_SECONDS,
 ) -> FrameProbabilities:
@@ -353,6 +370,7 @@ def eend_probabilities(
         model: an EEND.
         rate: of an array of samples.
         num_speakers: how many there are; ``None`` takes attractors up to the first that is not probably a speaker's.
+        least: of them where it is not known how many.
         threshold: of that probability.
         block_seconds: at once; memory and time grow with its square.
 
@@ -370,7 +388,8 @@ def eend_probabilities(
     heard = known = 0  # frames, speakers so far
     with torch.inference_mode():
         for first, samples in windows:
-            values = _speakers(network, torch.from_numpy(samples).to(model.device), num_speakers, threshold)
+            sound = torch.from_numpy(samples).to(model.device)
+            values = _speakers(network, sound, num_speakers, least, threshold)
             end = first + len(values)
             total, weight = _grown(total, end), _grown(weight, end)
             shared = slice(first, max(first, heard))
@@ -383,13 +402,13 @@ def eend_probabilities(
     return _cut(_mean(total[:heard], weight[:heard])[:, :known], network.frames, windows.seconds)
 
 
-def _speakers(network: EEND, samples: Tensor, count: int | None, threshold: float) -> Probabilities:
+def _speakers(network: EEND, samples: Tensor, count: int | None, least: int, threshold: float) -> Probabilities:
     """(frames, speakers) of one block."""
     most = MOST_SPEAKERS if count is None else count
     logits, existence = network(samples[None], most)
     if count is None:
         doubtful = (existence[0].sigmoid() < threshold).nonzero()
-        count = int(doubtful[0]) if len(doubtful) else most
+        count = max(least, int(doubtful[0])) if len(doubtful) else most
     return logits[0, :, :count].sigmoid().float().cpu().numpy()
 
 
@@ -426,12 +445,13 @@ def diarize_end_to_end(
     rule: Binarisation | None = None,
     speech: Sequence[Span] | None = None,
 ) -> Diarization:
-    """Turns of a recording by an EEND; speakers are A, B, ... in order of appearance.
+    """Turns of a recording by an EEND; speakers are A, B, ... in order of appearance. In known speech there is one at least.
 
     Arguments are those of :func:`eend_probabilities` and :func:`refine`.
     """
     rule = rule or Binarisation()
-    found = eend_probabilities(model, source, rate=rate, channel=channel, num_speakers=num_speakers)
+    least = 1 if speech else 0
+    found = eend_probabilities(model, source, rate=rate, channel=channel, num_speakers=num_speakers, least=least)
     columns = [str(number) for number in range(found.values.shape[1])]
     turns = found.turns(columns, rule, speech)
     order = {column: speaker_name(n) for n, column in enumerate(dict.fromkeys(turn.speaker for turn in turns))}

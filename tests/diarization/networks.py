@@ -19,7 +19,7 @@ def write_tsvad(path: Path, embedder: Path) -> Path:
     settings = TSVADSettings(size=32, feed_forward=16, slots=3, average=4)
     told = bundle.config
     parts = (told.frontend, to_dict(settings), 2.0, told.model, told.embedding_size, bundle.digest())
-    return _written(path, DiarizationModelConfig("tsvad", *parts))
+    return _written(path, DiarizationModelConfig("tsvad", *parts), seed=2)
 
 
 def write_eend(path: Path) -> Path:
@@ -30,7 +30,7 @@ def write_eend(path: Path) -> Path:
     )
 
 
-def _written(path: Path, config: DiarizationModelConfig) -> Path:
+def _written(path: Path, config: DiarizationModelConfig, seed: int = 0) -> Path:
     with torch.random.fork_rng():
-        torch.manual_seed(0)
+        torch.manual_seed(seed)
         return write_model(path, config, build_network(config).state_dict())

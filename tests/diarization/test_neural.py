@@ -240,6 +240,10 @@ def test_end_to_end_turns() -> None:
     assert one.labels == ("A",)
     nobody = diarize_end_to_end(diarizer(Codes([[]]), "eend"), coded(PATTERN), "x", rate=RATE)
     assert nobody.turns == ()
+    known = diarize_end_to_end(
+        diarizer(Codes([[]]), "eend"), coded(PATTERN), "x", rate=RATE, speech=[(0.5, 2.0), (3.0, 4.2)]
+    )
+    assert known.turns == (Turn(0.5, 2.0, "A"), Turn(3.0, 4.2, "A"))
     assert nobody.duration == 6.0
 
 
