@@ -23,7 +23,7 @@ usage: run.sh [options]
   --set KEY=VALUE    override a value of conf/tsvad*.yaml and conf/eend*.yaml; may be given several times
   --stage N          begin at this stage, run before or not; without it finished stages are skipped
   --stop-stage N     end after this stage
-  --gpus N           GPUs to train on, 0 for the CPU
+  --gpus N           GPUs to train on (TS-VAD on one of them), 0 for the CPU
   --nj N             parallel jobs of preparation and extraction
   --workdir DIR      where data/ and exp/ are made, this folder by default
 stages: 1 prepare  2 simulate conversations  3 embedding model  4 PLDA  5 tune and cluster  6 TS-VAD and EEND  7 score
@@ -157,7 +157,7 @@ stage_3() {
     return
   fi
   speakerkit data holdout "$train" "$exp/embedding"
-  training_options
+  training_options "$gpus"
   [ -d "$sources/noise.lmdb" ] && [ -d "$sources/rir.lmdb" ] || given+=(--set "data.augment=[]")
   speakerkit train "$config" --set "exp_dir=$(quoted "$exp/embedding")" --set "frontend.sample_rate=$rate" \
     --set "data.train=$(quoted "$exp/embedding/train.list")" --set data.format=raw "${given[@]}"
@@ -165,9 +165,9 @@ stage_3() {
 }
 
 # Into `given`: the device, and noises and room responses where there are any.
-training_options() {
+training_options() { # ranks at most
   given=(--set "trainer.device=$device")
-  [ "$gpus" -eq 0 ] || given+=(--nproc "$gpus")
+  [ "$gpus" -le 1 ] || given+=(--nproc "$1")
   local store
   for store in noise rir; do
     [ ! -d "$sources/$store.lmdb" ] || given+=(--set "data.$store=$(quoted "$sources/$store.lmdb")")
@@ -255,9 +255,10 @@ stage_6() {
 }
 
 train_network() { # name, Kaldi directory to train on, further options
-  local kind=${1%_adapted} folder=$exp/$1 data=$2
+  local kind=${1%_adapted} folder=$exp/$1 data=$2 ranks=$gpus
   shift 2
-  training_options
+  [ "$kind" != tsvad ] || ranks=1 # several cannot leave the encoder out of the first steps only
+  training_options "$ranks"
   speakerkit train "$here/conf/$kind$size.yaml" --set "exp_dir=$(quoted "$folder")" --set "data.train=$(quoted "$data")" \
     "${given[@]}" "$@" ${set_args[@]+"${set_args[@]}"}
   speakerkit average "$folder"

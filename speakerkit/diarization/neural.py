@@ -445,7 +445,7 @@ def diarize_end_to_end(
     rule: Binarisation | None = None,
     speech: Sequence[Span] | None = None,
 ) -> Diarization:
-    """Turns of a recording by an EEND; speakers are A, B, ... in order of appearance. In known speech there is one at least.
+    """Turns of a recording by an EEND; speakers are A, B, ... in order of appearance, one at least in known speech.
 
     Arguments are those of :func:`eend_probabilities` and :func:`refine`.
     """
