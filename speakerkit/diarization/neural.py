@@ -87,8 +87,8 @@ class SlidingWindows:
     def __iter__(self) -> Iterator[tuple[int, Samples]]:
         """(first frame, samples) of each window."""
         held, begins, following = np.zeros(0, dtype=np.float32), 0, 0
-        heard = {"rate": self._own_rate, "channel": self._channel}
-        for block in watched_blocks(self._source, self._task, self._rate, **heard):
+        blocks = watched_blocks(self._source, self._task, self._rate, rate=self._own_rate, channel=self._channel)
+        for block in blocks:
             held = np.concatenate([held, block.samples])
             while begins + len(held) >= following + self._size:
                 held, begins = held[following - begins :], following
