@@ -23,6 +23,7 @@ POSTGRES = ["psycopg[binary]>=3.1"]
 DEV = [
     "pytest>=8",
     "pytest-timeout>=2.3",
+    "pytest-xdist>=3.5",
     "hypothesis>=6.100",
     "ruff>=0.6",
     "mypy>=1.11",

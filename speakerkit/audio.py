@@ -304,8 +304,12 @@ def _is_shortened(source: Any) -> bool:
 
 
 def _head(path: str | os.PathLike[str]) -> bytes:
-    with open(path, "rb") as stream:
-        return stream.read(HEADER_BYTES)
+    """Its first bytes; none where it may not be read, which is told where it is decoded."""
+    try:
+        with open(path, "rb") as stream:
+            return stream.read(HEADER_BYTES)
+    except OSError:
+        return b""
 
 
 def _reason(error: Exception) -> str:

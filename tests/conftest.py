@@ -38,6 +38,20 @@ def write_wav(tmp_path: Path) -> Callable[..., Path]:
     return write
 
 
+@pytest.fixture
+def write_minutes(tmp_path: Path) -> Callable[[int], Path]:
+    """``write_minutes(count)``: a file of so many minutes at 8 kHz, one like the other, never whole in memory."""
+
+    def write(count: int) -> Path:
+        path, minute = tmp_path / f"{count}.wav", speech_like(60.0, 8000)
+        with soundfile.SoundFile(path, "w", 8000, 1) as stream:
+            for _ in range(count):
+                stream.write(minute)
+        return path
+
+    return write
+
+
 def speech_like(seconds: float, rate: int = 16000, seed: int = 0) -> np.ndarray:
     """(samples,) float32: low-passed noise whose level swings four times a second, peak 0.5."""
     rng = np.random.default_rng(seed)

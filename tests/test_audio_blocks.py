@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tracemalloc
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -72,6 +73,16 @@ def test_same_refusals_as_the_whole_file(tmp_path: Path) -> None:
         joined(tmp_path / "a.wav", channel=2)
 
 
+def test_a_file_that_may_not_be_read_is_an_audio_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    (tmp_path / "a.wav").write_bytes(b"sound, but not for you")
+    monkeypatch.setattr("builtins.open", refuse)
+    with pytest.raises(AudioError, match="cannot be decoded"):
+        load_audio(tmp_path / "a.wav")
+
+
 def test_numbers_of_channels(tmp_path: Path) -> None:
     soundfile.write(tmp_path / "a.wav", np.zeros((100, 3)), 16000)
     assert channel_numbers(tmp_path / "a.wav", "each") == (0, 1, 2)
@@ -82,13 +93,10 @@ def test_numbers_of_channels(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("minutes", [(2, 10), pytest.param((10, 60), marks=pytest.mark.slow)])
-def test_memory_does_not_grow(tmp_path: Path, minutes: tuple[int, int]) -> None:
-    peaks, minute = [], speech_like(60.0, 8000)
+def test_memory_does_not_grow(write_minutes: Callable[[int], Path], minutes: tuple[int, int]) -> None:
+    peaks = []
     for length in minutes:
-        path = tmp_path / f"{length}.wav"
-        with soundfile.SoundFile(path, "w", 8000, 1) as stream:
-            for _ in range(length):
-                stream.write(minute)
+        path = write_minutes(length)
         tracemalloc.start()
         count = sum(len(block.samples) for block in read_blocks(path, 16000))
         peaks.append(tracemalloc.get_traced_memory()[1])

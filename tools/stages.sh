@@ -63,11 +63,11 @@ embedding_recipe() { # its last stage
 }
 
 # Into `given`: the device, and stores of noises and room responses where there are such.
-training_options() { # folder of the stores, their names
-  local folder=$1 store
-  shift
+training_options() { # ranks at most, folder of the stores, their names
+  local ranks=$1 folder=$2 store
+  shift 2
   given=(--set "trainer.device=$device")
-  [ "$gpus" -eq 0 ] || given+=(--nproc "$gpus")
+  [ "$gpus" -le 1 ] || given+=(--nproc "$ranks")
   for store in "$@"; do
     [ ! -d "$folder/$store.lmdb" ] || given+=(--set "data.$store=$(quoted "$folder/$store.lmdb")")
   done
@@ -77,7 +77,7 @@ training_options() { # folder of the stores, their names
 train_embedding() { # configuration, folder, Kaldi directory to train on, rate, folder of the stores
   local config=$1 folder=$2 given
   speakerkit data holdout "$3" "$folder"
-  training_options "$5" noise rir
+  training_options "$gpus" "$5" noise rir
   [ -d "$5/noise.lmdb" ] && [ -d "$5/rir.lmdb" ] || given+=(--set "data.augment=[]")
   speakerkit train "$config" --set "exp_dir=$(quoted "$folder")" --set "frontend.sample_rate=$4" \
     --set "data.train=$(quoted "$folder/train.list")" --set data.format=raw "${given[@]}"

@@ -33,7 +33,7 @@ GRIDS: dict[str, dict[str, tuple[float, ...]]] = {
     "ahc": {"threshold": (0.3, 0.05, 0.1, 0.15, 0.2, 0.25, 0.35, 0.4, 0.45, 0.5, 0.55, 0.6)},
     "spectral": {"neighbours": (10, 6, 8, 12, 15, 20, 30)},
     "nme-sc": {"largest_share": (0.25, 0.15, 0.35)},
-    "vbx": {"threshold": (0.4, 0.2, 0.3, 0.5), "speaker_scale": (17.0, 5.0, 30.0), "acoustic_scale": (0.3, 0.1, 0.6)},
+    "vbx": {"threshold": (0.4, 0.2, 0.3, 0.5), "speaker_scale": (17.0, 5.0, 30.0), "acoustic_scale": (0.9, 0.45, 1.8)},
 }
 CONVENTION = Convention(collar=0.25, median=11)
 

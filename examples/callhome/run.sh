@@ -23,7 +23,7 @@ usage: run.sh [options]
   --set KEY=VALUE    override a value of conf/tsvad*.yaml and conf/eend*.yaml; may be given several times
   --stage N          begin at this stage, run before or not; without it finished stages are skipped
   --stop-stage N     end after this stage
-  --gpus N           GPUs to train on, 0 for the CPU
+  --gpus N           GPUs to train on (TS-VAD on one of them), 0 for the CPU
   --nj N             parallel jobs of preparation and extraction
   --workdir DIR      where data/ and exp/ are made, this folder by default
 stages: 1 prepare  2 simulate conversations  3 embedding model  4 PLDA  5 tune and cluster  6 TS-VAD and EEND  7 score
@@ -183,7 +183,7 @@ find_speech() { # set
 
 # Turns of all recordings of a set in one file: its parts with what was tuned on the other part, or all with what was tuned
 # on the first part of another set.
-diarize() { # set, speech, name of the system, whose options, further options
+diarize() { # set, speech, name of the system, whose tuned options ("" for none), further options
   local set=$1 vad=$2 system=$3 tuned=$4 parts=(part1 part2) part other options speech folder list
   shift 4
   folder=$exp/turns/$set/$vad-$system list=$(folder_of "$set")
@@ -193,9 +193,10 @@ diarize() { # set, speech, name of the system, whose options, further options
   rm -rf "$folder"
   for part in "${parts[@]}"; do
     [ "$part" = part1 ] && other=part2 || other=part1
-    mapfile -t options <"$exp/tuned/$other/$tuned"
+    options=()
+    [ -z "$tuned" ] || mapfile -t options <"$exp/tuned/$other/$tuned"
     speakerkit diarize "$list/$part/wav.scp" --model "$model" --vad-rttm "$speech" --out "$folder/$part" \
-      --threads "$nj" --device "$device" "${options[@]}" "$@"
+      --threads "$nj" --device "$device" ${options[@]+"${options[@]}"} "$@"
   done
   find "$folder" -name '*.rttm' -print0 | sort -z | xargs -0 cat >"$folder.rttm"
 }
@@ -209,16 +210,17 @@ stage_6() {
     [ "$set" != part2 ] || continue
     for vad in oracle silero; do
       diarize "$set" "$vad" best+tsvad best --refine "$exp/tsvad/bundle"
-      diarize "$set" "$vad" eend ahc --model-eend "$exp/eend/bundle"
+      diarize "$set" "$vad" eend "" --model-eend "$exp/eend/bundle"
     done
   done
   [ "$corpus" != callhome ] || adapt
 }
 
 train_network() { # name, Kaldi directory to train on, further options
-  local kind=${1%_adapted} folder=$exp/$1 data=$2
+  local kind=${1%_adapted} folder=$exp/$1 data=$2 ranks=$gpus
   shift 2
-  training_options "$sources" noise rir
+  [ "$kind" != tsvad ] || ranks=1 # several cannot leave the encoder out of the first steps only
+  training_options "$ranks" "$sources" noise rir
   speakerkit train "$here/conf/$kind$size.yaml" --set "exp_dir=$(quoted "$folder")" --set "data.train=$(quoted "$data")" \
     "${given[@]}" "$@" ${set_args[@]+"${set_args[@]}"}
   speakerkit average "$folder"
@@ -234,7 +236,7 @@ adapt() {
   cp "$exp/turns/callhome/silero.json" "$exp/turns/part2/"
   for vad in oracle silero; do
     diarize part2 "$vad" best+tsvad_adapted best --refine "$exp/tsvad_adapted/bundle"
-    diarize part2 "$vad" eend_adapted ahc --model-eend "$exp/eend_adapted/bundle"
+    diarize part2 "$vad" eend_adapted "" --model-eend "$exp/eend_adapted/bundle"
   done
 }
 

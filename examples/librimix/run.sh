@@ -184,7 +184,7 @@ stage_3() {
   for argument in sources separate; do
     ! grep -q "\b$argument: [0-9]" "$config" || args+=(--set "model.args.$argument=$speakers")
   done
-  training_options "$sources" $([ "$condition" = clean ] || echo noise)
+  training_options "$gpus" "$sources" $([ "$condition" = clean ] || echo noise)
   speakerkit train "$config" "${args[@]}" "${given[@]}" ${set_args[@]+"${set_args[@]}"}
 }
 

@@ -9,8 +9,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from speakerkit.cli.options import file_name
-
 if TYPE_CHECKING:
     from speakerkit.diarization.turns import Diarization
 
@@ -26,7 +24,7 @@ def convert(
         str | None, typer.Option(help="The one to take; where IN names none, what it is called.")
     ] = None,
     duration: Annotated[
-        float | None, typer.Option(min=0.001, help="Of the recording in seconds, where IN does not say it.")
+        float | None, typer.Option(min=0.001, max=1e7, help="Of the recording in seconds, where IN does not say it.")
     ] = None,
 ) -> None:
     """Convert who spoke when between RTTM, JSON, CSV, TextGrid, Audacity labels, LAB, SRT and WebVTT.
@@ -34,6 +32,7 @@ def convert(
     Times are rounded to milliseconds. To .uem is written how long each recording lasts.
     """
     from speakerkit.diarization.formats import format_of, read_turns, to_text, write_text
+    from speakerkit.diarization.formats.text import file_name
 
     found = read_turns(source, source_format)
     if recording is not None:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -20,7 +21,6 @@ from speakerkit.cli.options import (
     Model,
     check_channel,
     claim_folder,
-    file_name,
     named_entries,
     open_model,
 )
@@ -39,7 +39,7 @@ from speakerkit.cli.voices import MatchOption, check_match
 
 if TYPE_CHECKING:
     from speakerkit.audio import Channel
-    from speakerkit.diarization.bundle import Diarizer as Network
+    from speakerkit.diarization.bundle import DiarizationModel
     from speakerkit.diarization.pipeline import Diarizer, Namer
     from speakerkit.diarization.turns import Diarization
     from speakerkit.embedding.embedder import Embedder, Vector
@@ -47,9 +47,12 @@ if TYPE_CHECKING:
     from speakerkit.verification.voiceprints.store import Match
 
 NOTE = "diarize.yaml"
+NEEDED = {"refinements": "refine", "match": "speakers", "name_threshold": "speakers", "name_margin": "speakers"}
+OF_CLUSTERS = ("cluster", "window", "hop", "min_window", "plda")  # beside the knobs of the methods
 
 
 def diarize(
+    ctx: typer.Context,
     files: Annotated[list[Path], typer.Argument(help="Recordings, and lists of them: .scp, lines `key path`.")],
     model: Model,
     out: Annotated[
@@ -138,7 +141,9 @@ def diarize(
         **{"loop_probability": loop_probability, "iterations": iterations, "tolerance": tolerance},
         **{"softening": softening, "most_start": most_start},
     }
-    options = {name: value for name, value in {**numbers, **knobs}.items() if value is not None}
+    knobs = {name: value for name, value in knobs.items() if value is not None}
+    options = {**{name: value for name, value in numbers.items() if value is not None}, **knobs}
+    _refuse_useless(ctx, knobs)
     settings = DiarizationSettings(
         VadSettings(
             *(vad, vad_threshold, vad_negative_threshold, vad_pad, vad_min_silence, vad_min_speech, vad_max_speech),
@@ -161,23 +166,25 @@ def diarize(
         namer = None
         if speakers is not None:
             namer = _namer(stack, embedder, speakers, check_match(match), name_threshold, name_margin)
+        refiner, whole = _network(refine, device), _network(eend, device)
         diarizer = Diarizer(
             embedder,
             settings,
             backend=None if plda is None else _backend(plda, cluster, embedder),
-            refiner=_network(refine, device),
-            end_to_end=_network(eend, device),
+            refiner=refiner,
+            end_to_end=whole,
             namer=namer,
         )
         recordings = Recordings(diarizer, asked, vad_rttm, allow_pipes)
-        if "json" not in formats:
+        if "json" not in formats and vad_rttm is None:
             typer.echo(f"vad: {json.dumps(settings.vad.echo())}", err=True)
         if out is None:
             _print(recordings, entries, formats[0], save_embeddings)
             return
         told = {
             **{"model": embedder.bundle.digest(), "vad": settings.vad.echo(), **settings.echo(), "channel": channel},
-            **{"vad_rttm": vad_rttm, "plda": plda, "refine": refine, "refinements": refinements, "eend": eend},
+            **{"vad_rttm": vad_rttm, "plda": None if plda is None else sha256(plda.read_bytes()).hexdigest()},
+            **{"refine": refiner and refiner.sha256, "refinements": refinements, "eend": whole and whole.sha256},
             **{"speakers": speakers, "match": match, "name_threshold": name_threshold, "name_margin": name_margin},
             "embeddings": save_embeddings,
         }
@@ -185,6 +192,24 @@ def diarize(
         note = {key: str(value) if isinstance(value, Path) else value for key, value in told.items()}
         claim_folder(out / NOTE, note, overwrite, "turns")
         _write(recordings, entries, folder, overwrite, as_json)
+
+
+def _refuse_useless(ctx: typer.Context, knobs: Iterable[str]) -> None:
+    """Raise where an option would change nothing."""
+    from speakerkit.errors import ConfigError
+
+    given = {name for name in ctx.params if getattr(ctx.get_parameter_source(name), "name", "") == "COMMANDLINE"}
+    for name in sorted(given & NEEDED.keys()):
+        if ctx.params[NEEDED[name]] is None:
+            raise ConfigError(_flag(name), f"is of no use without {_flag(NEEDED[name])}", "leave it out")
+    own = ("cluster_threshold" if name == "threshold" else name for name in knobs)
+    useless = sorted({*given.intersection(OF_CLUSTERS), *own})
+    if useless and ctx.params["eend"] is not None:
+        raise ConfigError(_flag(useless[0]), "is of no use to --model-eend, which has no clusters", "leave it out")
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
 
 
 class Recordings:
@@ -254,6 +279,7 @@ class Folder:
     def file(self, recording: str, name: str, channel: int | None = None) -> Path:
         """The file of a recording in a format; of a channel where the format holds but one."""
         from speakerkit.diarization.formats import format_of
+        from speakerkit.diarization.formats.text import file_name
 
         form = format_of("", name)
         own = f"-{channel}" if channel is not None and form.write is None else ""
@@ -281,6 +307,7 @@ class Folder:
         """Keys are labels as in RTTM, with their channel before them where there is more than one."""
         from speakerkit.data.ark import Embeddings, write_embeddings
         from speakerkit.diarization.formats.rttm import name_field
+        from speakerkit.diarization.formats.text import file_name
 
         path = self.path / f"{file_name(found[0].recording)}.embeddings.npz"
         vectors = {
@@ -315,6 +342,7 @@ def _print(recordings: Recordings, entries: Mapping[str, str], name: str, embedd
 
 def _write(recordings: Recordings, entries: Mapping[str, str], folder: Folder, overwrite: bool, as_json: bool) -> None:
     """Files of all recordings that are not there yet, each as soon as it is done."""
+    from speakerkit.diarization.formats.text import file_name
     from speakerkit.embedding.extract import write_failures
     from speakerkit.errors import DataError, PartialFailure
 
@@ -415,7 +443,7 @@ def _backend(path: Path, method: str, embedder: Embedder) -> Backend:
     return backend
 
 
-def _network(path: Path | None, device: str) -> Network | None:
+def _network(path: Path | None, device: str) -> DiarizationModel | None:
     from speakerkit.diarization import bundle
 
     return None if path is None else bundle.load(path, device)

@@ -18,7 +18,6 @@ from speakerkit.cli.options import (
     check_channel,
     check_device,
     claim_folder,
-    file_name,
     named_entries,
 )
 
@@ -67,6 +66,7 @@ def extract(
     A directory names its targets itself: wav.scp, enroll.scp and utt2spk, keys MIXTURE-SPEAKER. What fails is named in
     failed.tsv, the others are done (exit 3); the same command again does what is missing.
     """
+    from speakerkit.diarization.formats.text import file_name
     from speakerkit.extraction.batch import extract_to_folder, read_jobs
     from speakerkit.extraction.pipeline import BlockSettings, open_extractor
 

@@ -8,8 +8,6 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-UNSAFE_IN_FILES = r"/\\:*?\"<>|"
-
 if TYPE_CHECKING:
     from speakerkit.audio import Channel
     from speakerkit.embedding.embedder import Embedder, Short
@@ -82,13 +80,6 @@ def named_entries(files: Sequence[Path], allow_pipes: bool) -> dict[str, str]:
     if not entries:
         raise DataError(files[0], "names no recordings", "check the list")
     return entries
-
-
-def file_name(key: str) -> str:
-    """What a file is called for an id, without suffix."""
-    from speakerkit.diarization.formats.text import escape
-
-    return escape(key, UNSAFE_IN_FILES)
 
 
 def claim_folder(path: Path, note: Mapping[str, Any], overwrite: bool, what: str) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -75,9 +75,13 @@ def activity(turns: Iterable[Turn], speakers: Sequence[str], frames: Frames, cou
     return active
 
 
-def inside(spans: Iterable[Span], frames: Frames, count: int) -> Activity:
-    """(count,) whether the centre of each frame lies in a span."""
-    return activity((Turn(start, end, "-") for start, end in spans), ["-"], frames, count)[:, 0]
+def touched(spans: Iterable[Span], frames: Frames, count: int) -> Activity:
+    """(count,) whether a part of what each frame stands for lies in a span; the last frame stands for all after it."""
+    edges = [frames.edge(frame) for frame in range(count)]
+    found = np.zeros(count, dtype=bool)
+    for start, end in spans:
+        found[max(0, bisect_right(edges, start) - 1) : bisect_left(edges, end)] = True
+    return found
 
 
 def turns_of(
@@ -92,8 +96,8 @@ def turns_of(
 
     Args:
         duration: of the recording in seconds; the last frame reaches to it.
-        speech: where somebody speaks, if that is known: nobody does elsewhere, and in it the most probable speaker
-            does where no probability reaches the threshold.
+        speech: where somebody speaks, if that is known, sorted and disjoint: nobody does elsewhere, and in it the most
+            probable speaker does where no probability reaches the threshold.
     """
     count = len(probabilities)
     if not count or not len(speakers):
@@ -101,7 +105,7 @@ def turns_of(
     smooth = median_filter(probabilities, size=(min(rule.median, 2 * count - 1), 1), mode="nearest")
     active = smooth >= rule.threshold
     if speech is not None:
-        spoken = inside(speech, frames, count)
+        spoken = touched(speech, frames, count)
         silent = spoken & ~active.any(axis=1)
         active[silent, smooth[silent].argmax(axis=1)] = True
         active &= spoken[:, None]

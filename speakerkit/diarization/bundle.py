@@ -24,7 +24,7 @@ FORMAT = "speakerkit-diarization-1"
 
 
 @dataclass(frozen=True)
-class DiarizerConfig:
+class DiarizationModelConfig:
     """``config.yaml`` of a model.
 
     Attributes:
@@ -50,7 +50,7 @@ class DiarizerConfig:
 
 
 @dataclass(frozen=True, eq=False)
-class Diarizer:
+class DiarizationModel:
     """A model ready for use.
 
     Attributes:
@@ -58,19 +58,17 @@ class Diarizer:
         config: what its ``config.yaml`` says.
         network: in evaluation, on its device.
         device: that torch runs it on.
+        sha256: digest of the weights.
     """
 
     path: Path
-    config: DiarizerConfig
+    config: DiarizationModelConfig
     network: TSVAD | EEND
     device: torch.device
-
-    def digest(self) -> str:
-        """SHA-256 of the weights."""
-        return hashlib.sha256((self.path / WEIGHTS).read_bytes()).hexdigest()
+    sha256: str
 
 
-def build_network(config: DiarizerConfig) -> TSVAD | EEND:
+def build_network(config: DiarizationModelConfig) -> TSVAD | EEND:
     """The network that a configuration describes, with random weights.
 
     Raises:
@@ -88,7 +86,7 @@ def build_network(config: DiarizerConfig) -> TSVAD | EEND:
     return TSVAD(encoder, config.frontend, config.embedding_size, parse(TSVADSettings, config.settings, "settings"))
 
 
-def load(path: str | Path, device: str = "auto") -> Diarizer:
+def load(path: str | Path, device: str = "auto") -> DiarizationModel:
     """Open the folder of a model, on "cpu", "cuda" or what is there ("auto").
 
     Raises:
@@ -108,16 +106,17 @@ def load(path: str | Path, device: str = "auto") -> Diarizer:
     except ImportError:
         raise MissingExtraError(f"{path}: running a diarization model", "train") from None
     try:
-        config = parse(DiarizerConfig, values)
+        config = parse(DiarizationModelConfig, values)
         network = build_network(config)
     except ConfigError as error:
         raise BundleError(path / CONFIG, f"{error.subject} {error.fault}", error.remedy) from None
     load_tensors(network, read_weights(path / WEIGHTS), path)
     chosen = usable_device(device)
-    return Diarizer(path, config, network.eval().to(chosen), chosen)
+    digest = hashlib.sha256((path / WEIGHTS).read_bytes()).hexdigest()
+    return DiarizationModel(path, config, network.eval().to(chosen), chosen, digest)
 
 
-def write_diarizer(path: str | Path, config: DiarizerConfig, tensors: dict[str, Tensor]) -> Path:
+def write_model(path: str | Path, config: DiarizationModelConfig, tensors: dict[str, Tensor]) -> Path:
     """Write configuration and weights, and return the folder."""
     path = Path(path)
     path.mkdir(parents=True, exist_ok=True)

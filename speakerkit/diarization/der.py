@@ -20,6 +20,7 @@ Bools = npt.NDArray[np.bool_]
 Kind = Literal["missed", "false alarm", "confusion"]
 
 FRAMES_A_SECOND = 100  # of the median filter
+LARGEST_MEDIAN = 1001  # frames, 10 s; memory grows with it
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class Convention:
             "reference", from its first start to its last end (as md-eval), so that no false alarm beyond counts.
 
     Raises:
-        ConfigError: a collar below 0 or a filter of an even length.
+        ConfigError: a collar below 0 or not finite, a filter of an even length or above 1001 frames, another extent.
     """
 
     collar: float = 0.0
@@ -46,8 +47,8 @@ class Convention:
     def __post_init__(self) -> None:
         if not 0 <= self.collar < math.inf:
             raise ConfigError("collar", f"is {self.collar} s", "it is 0 or more")
-        if self.median < 0 or (self.median > 0 and self.median % 2 == 0):
-            raise ConfigError("median", f"is {self.median} frames", "it is odd, or 0 for no filter")
+        if not 0 <= self.median <= LARGEST_MEDIAN or (self.median and self.median % 2 == 0):
+            raise ConfigError("median", f"is {self.median} frames", f"it is odd, to {LARGEST_MEDIAN}, or 0 for none")
         if self.extent not in ("both", "reference"):
             raise ConfigError("extent", f"is {self.extent!r}", "it is 'both' or 'reference'")
 
@@ -286,8 +287,11 @@ def score_diarization(
 ) -> DiarizationScore:
     """Score recordings by their ids.
 
+    Where one side has several channels of a recording and the other a single one (formats do not tell of channels in
+    which nobody speaks), that one is scored against the same channel of the several.
+
     Args:
-        uem: regions to score of each recording, in seconds; what it lacks is not scored.
+        uem: regions to score of each recording, in seconds, of all its channels; what it lacks is not scored.
         missing_as_silence: score a recording that the hypothesis lacks as one in which nobody speaks.
         explain: list the errors one by one.
 
@@ -295,8 +299,13 @@ def score_diarization(
         DataError: a recording that the hypothesis lacks, or nothing to score.
     """
     convention = convention or Convention()
-    outside = tuple(sorted(key for key in reference if uem is not None and key not in uem))
+    regions = {
+        key: None if uem is None else uem.get(key, uem.get(_without_channel(key, each)))
+        for key, each in reference.items()
+    }
+    outside = () if uem is None else tuple(sorted(key for key, spans in regions.items() if spans is None))
     wanted = sorted(set(reference) - set(outside))
+    hypothesis = _named_alike(hypothesis, reference)
     missing = tuple(key for key in wanted if key not in hypothesis)
     if missing and not missing_as_silence:
         fault = f"lacks {len(missing)} recordings of the reference: {some(missing)}"
@@ -307,7 +316,7 @@ def score_diarization(
         score_recording(
             reference[key],
             hypothesis.get(key, Diarization(reference[key].recording)),
-            None if uem is None else uem[key],
+            regions[key],
             convention,
             explain=explain,
             name=key,
@@ -316,6 +325,23 @@ def score_diarization(
     )
     extra = tuple(sorted(set(hypothesis) - set(reference)))
     return DiarizationScore(scores, convention, missing, extra, outside)
+
+
+def _named_alike(hypothesis: Mapping[str, Diarization], reference: Mapping[str, Diarization]) -> dict[str, Diarization]:
+    """The hypothesis by the reference's keys, which have channels where that has several of a recording."""
+    named: dict[str, Diarization] = {}
+    for key, each in hypothesis.items():
+        own, plain = f"{key}:{each.channel}", _without_channel(key, each)
+        if key not in reference and own in reference:
+            key = own
+        elif key not in reference and plain in reference and reference[plain].channel == each.channel:
+            key = plain
+        named[key] = each
+    return named
+
+
+def _without_channel(key: str, diarization: Diarization) -> str:
+    return key.removesuffix(f":{diarization.channel}")
 
 
 def some(names: Sequence[str]) -> str:

@@ -10,15 +10,18 @@ import numpy as np
 import numpy.typing as npt
 from scipy.optimize import linear_sum_assignment
 
-from speakerkit.audio import AudioSource, Channel, Samples, load_audio, read_blocks
+from speakerkit.audio import AudioSource, Channel, Samples, load_audio
 from speakerkit.config import require
 from speakerkit.diarization.activity import Binarisation, Frames, Probabilities, turns_of
-from speakerkit.diarization.bundle import Diarizer
+from speakerkit.diarization.bundle import DiarizationModel
+from speakerkit.diarization.progress import watched_blocks
 from speakerkit.diarization.segments import speaker_name
 from speakerkit.diarization.turns import Diarization, Span, Speaker, Turn, regions, without
 from speakerkit.errors import AudioError, BundleError
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from speakerkit.diarization.eend import EEND
     from speakerkit.diarization.tsvad import TSVAD
     from speakerkit.embedding.embedder import Embedder
@@ -26,10 +29,12 @@ if TYPE_CHECKING:
 Voices = npt.NDArray[np.float32]
 
 WINDOWS_AT_ONCE = 8
+SHORTEST_PART = 0.05  # seconds that are worth reading
 VOICE_SECONDS = 30.0  # of a speaker's speech make their embedding: more costs time and changes little
 BLOCK_SECONDS = 300.0  # that an EEND hears at once
 SAME = 0.5  # cosine of two activities where blocks overlap, from which on they are of one speaker
 MOST_SPEAKERS = 20  # that an EEND may find
+GROWTH, TOGETHER = 1.5, 0.5  # see _blurred
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,9 +69,9 @@ class SlidingWindows:
     """
 
     def __init__(
-        self, model: Diarizer, source: AudioSource, seconds: float, rate: int | None, channel: Channel
+        self, model: DiarizationModel, source: AudioSource, seconds: float, rate: int | None, channel: Channel
     ) -> None:
-        self._source, self._own_rate, self._channel = source, rate, channel
+        self._source, self._own_rate, self._channel, self._task = source, rate, channel, model.config.task
         self._rate = model.config.frontend.sample_rate
         self._grid = round(model.network.frames.period * self._rate)
         self._minimum = model.network.min_samples
@@ -82,7 +87,8 @@ class SlidingWindows:
     def __iter__(self) -> Iterator[tuple[int, Samples]]:
         """(first frame, samples) of each window."""
         held, begins, following = np.zeros(0, dtype=np.float32), 0, 0
-        for block in read_blocks(self._source, self._rate, rate=self._own_rate, channel=self._channel):
+        blocks = watched_blocks(self._source, self._task, self._rate, rate=self._own_rate, channel=self._channel)
+        for block in blocks:
             held = np.concatenate([held, block.samples])
             while begins + len(held) >= following + self._size:
                 held, begins = held[following - begins :], following
@@ -108,7 +114,7 @@ class SlidingWindows:
 
 
 def tsvad_probabilities(
-    model: Diarizer,
+    model: DiarizationModel,
     source: AudioSource,
     voices: Voices,
     *,
@@ -133,7 +139,7 @@ def tsvad_probabilities(
     """
     import torch
 
-    network = _tsvad(model)
+    network = require_tsvad(model)
     if voices.ndim != 2 or not len(voices) or voices.shape[1] != model.config.embedding_size:
         fault = f"knows speakers by embeddings of {model.config.embedding_size}, not of shape {voices.shape}"
         raise BundleError(model.path, fault, "embed with the model that it was trained with")
@@ -162,11 +168,33 @@ def tsvad_probabilities(
     return _cut(_mean(total[:end], weight[:end]), network.frames, windows.seconds)
 
 
-def _tsvad(model: Diarizer) -> TSVAD:
+def require_tsvad(model: DiarizationModel, embedder: Embedder | None = None) -> TSVAD:
+    """The network of a TS-VAD, which is to refine clusters of ``embedder``'s embeddings.
+
+    Raises:
+        BundleError: another kind of model, or another embedder than it was trained with.
+    """
     from speakerkit.diarization.tsvad import TSVAD
 
     if not isinstance(model.network, TSVAD):
         raise BundleError(model.path, f"is a model of task {model.config.task!r}", "give one of task tsvad")
+    trained_with = model.config.embedder_sha256
+    if embedder is not None and trained_with and trained_with != embedder.bundle.digest():
+        fault = f"was trained with embeddings of another model than {embedder.bundle.path}"
+        raise BundleError(model.path, fault, "use the embedding model that it was trained with")
+    return model.network
+
+
+def require_eend(model: DiarizationModel) -> EEND:
+    """The network of an EEND.
+
+    Raises:
+        BundleError: another kind of model.
+    """
+    from speakerkit.diarization.eend import EEND
+
+    if not isinstance(model.network, EEND):
+        raise BundleError(model.path, f"is a model of task {model.config.task!r}", "give one of task eend")
     return model.network
 
 
@@ -192,7 +220,7 @@ def _cut(values: Probabilities, frames: Frames, seconds: float) -> FrameProbabil
 def refine(
     diarization: Diarization,
     source: AudioSource,
-    model: Diarizer,
+    model: DiarizationModel,
     embedder: Embedder,
     *,
     rate: int | None = None,
@@ -203,8 +231,8 @@ def refine(
 ) -> Diarization:
     """A diarization gone over by TS-VAD, overlaps added: each speaker's embedding is that of speech of theirs alone.
 
-    A speaker of whom there is too little to embed keeps the turns of before, and so does one whom TS-VAD nowhere hears:
-    their number stays.
+    A speaker of whom there is too little to embed keeps the turns of before, and so does one whom TS-VAD nowhere hears,
+    or seems to hear whenever others speak: their number stays.
 
     Args:
         diarization: as of clustering.
@@ -221,17 +249,18 @@ def refine(
         AudioError: as :func:`speakerkit.audio.load_audio`.
     """
     require(iterations >= 1, "iterations", iterations, "it is at least 1")
-    _tsvad(model)
-    if model.config.embedder_sha256 not in ("", embedder.bundle.digest()):
-        fault = f"was trained with embeddings of another model than {embedder.bundle.path}"
-        raise BundleError(model.path, fault, "use the embedding model that it was trained with")
+    require_tsvad(model, embedder)
     rule = rule or Binarisation()
     for _ in range(iterations):
         voices = speaker_voices(diarization, source, embedder, rate=rate, channel=channel)
         if not voices:
             return diarization
         found = tsvad_probabilities(model, source, np.stack(list(voices.values())), rate=rate, channel=channel)
-        turns = found.turns(list(voices), rule, speech)
+        turns = _turns_beside(diarization, found, list(voices), list(voices), rule, speech)
+        blurred = _blurred(turns, diarization)
+        if blurred:
+            clear = [label for label in voices if label not in blurred]
+            turns = _turns_beside(diarization, found, list(voices), clear, rule, speech)
         heard = {turn.speaker for turn in turns}
         kept = [turn for turn in diarization.turns if turn.speaker not in heard]
         limit = found.seconds if diarization.duration is None else diarization.duration
@@ -243,8 +272,37 @@ def refine(
         diarization = replace(
             diarization, turns=tuple(sorted([*cut, *kept])), speakers={**diarization.speakers, **known}
         )
-    told = {"model": str(model.path), "iterations": iterations, "threshold": rule.threshold, "median": rule.median}
+    told = {"model": model.sha256, "iterations": iterations, "threshold": rule.threshold, "median": rule.median}
     return replace(diarization, settings={**diarization.settings, "tsvad": told})
+
+
+def _turns_beside(
+    before: Diarization,
+    found: FrameProbabilities,
+    labels: Sequence[str],
+    clear: Sequence[str],
+    rule: Binarisation,
+    speech: Sequence[Span] | None,
+) -> tuple[Turn, ...]:
+    """Turns of those of ``labels`` that are ``clear``; speech of others, as it was before, need not be anybody's."""
+    others = regions((turn for turn in before.turns if turn.speaker not in clear), at_least=1)
+    chosen = replace(found, values=found.values[:, [label in clear for label in labels]])
+    return chosen.turns(clear, rule, None if speech is None else without(speech, others))
+
+
+def _blurred(turns: Sequence[Turn], before: Diarization) -> set[str]:
+    """Speakers heard half as long again as before, and mostly together with others.
+
+    That comes of a cluster of several voices: its embedding is like all of them. People do interrupt, but not so much.
+    """
+    seconds, overlap = before.talk_time(), regions(turns, at_least=2)
+    found = set()
+    for label in {turn.speaker for turn in turns}:
+        own = [(turn.start, turn.end) for turn in turns if turn.speaker == label]
+        total, alone = (sum(end - start for start, end in spans) for spans in (own, without(own, overlap)))
+        if total > GROWTH * seconds[label] and alone < (1 - TOGETHER) * total:
+            found.add(label)
+    return found
 
 
 def speaker_voices(
@@ -279,7 +337,7 @@ def _embedded(
     wanted = embedder.frontend.sample_rate
     chosen, seconds = [], 0.0
     for start, end in sorted(spans, key=lambda span: span[0] - span[1]):
-        if seconds >= VOICE_SECONDS:
+        if VOICE_SECONDS - seconds < SHORTEST_PART:
             break
         chosen.append((start, min(end, start + VOICE_SECONDS - seconds)))
         seconds += chosen[-1][1] - start
@@ -293,12 +351,13 @@ def _embedded(
 
 
 def eend_probabilities(
-    model: Diarizer,
+    model: DiarizationModel,
     source: AudioSource,
     *,
     rate: int | None = None,
     channel: Channel = "mix",
     num_speakers: int | None = None,
+    least: int = 0,
     threshold: float = 0.5,
     block_seconds: float = BLOCK_SECONDS,
 ) -> FrameProbabilities:
@@ -311,6 +370,7 @@ def eend_probabilities(
         model: an EEND.
         rate: of an array of samples.
         num_speakers: how many there are; ``None`` takes attractors up to the first that is not probably a speaker's.
+        least: of them where it is not known how many.
         threshold: of that probability.
         block_seconds: at once; memory and time grow with its square.
 
@@ -320,11 +380,7 @@ def eend_probabilities(
     """
     import torch
 
-    from speakerkit.diarization.eend import EEND
-
-    network = model.network
-    if not isinstance(network, EEND):
-        raise BundleError(model.path, f"is a model of task {model.config.task!r}", "give one of task eend")
+    network = require_eend(model)
     most = MOST_SPEAKERS if num_speakers is None else num_speakers
     require(1 <= most <= MOST_SPEAKERS, "num_speakers", num_speakers, f"it is from 1 to {MOST_SPEAKERS}")
     windows = SlidingWindows(model, source, block_seconds, rate, channel)
@@ -332,7 +388,8 @@ def eend_probabilities(
     heard = known = 0  # frames, speakers so far
     with torch.inference_mode():
         for first, samples in windows:
-            values = _speakers(network, torch.from_numpy(samples).to(model.device), num_speakers, threshold)
+            sound = torch.from_numpy(samples).to(model.device)
+            values = _speakers(network, sound, num_speakers, least, threshold)
             end = first + len(values)
             total, weight = _grown(total, end), _grown(weight, end)
             shared = slice(first, max(first, heard))
@@ -345,13 +402,13 @@ def eend_probabilities(
     return _cut(_mean(total[:heard], weight[:heard])[:, :known], network.frames, windows.seconds)
 
 
-def _speakers(network: EEND, samples: object, count: int | None, threshold: float) -> Probabilities:
+def _speakers(network: EEND, samples: Tensor, count: int | None, least: int, threshold: float) -> Probabilities:
     """(frames, speakers) of one block."""
     most = MOST_SPEAKERS if count is None else count
-    logits, existence = network(samples[None], most)  # type: ignore[index]
+    logits, existence = network(samples[None], most)
     if count is None:
         doubtful = (existence[0].sigmoid() < threshold).nonzero()
-        count = int(doubtful[0]) if len(doubtful) else most
+        count = max(least, int(doubtful[0])) if len(doubtful) else most
     return logits[0, :, :count].sigmoid().float().cpu().numpy()
 
 
@@ -378,7 +435,7 @@ def _same_speakers(earlier: Probabilities, values: Probabilities, count: int, mo
 
 
 def diarize_end_to_end(
-    model: Diarizer,
+    model: DiarizationModel,
     source: AudioSource,
     recording: str,
     *,
@@ -388,15 +445,16 @@ def diarize_end_to_end(
     rule: Binarisation | None = None,
     speech: Sequence[Span] | None = None,
 ) -> Diarization:
-    """Turns of a recording by an EEND; speakers are A, B, ... in order of appearance.
+    """Turns of a recording by an EEND; speakers are A, B, ... in order of appearance, one at least in known speech.
 
     Arguments are those of :func:`eend_probabilities` and :func:`refine`.
     """
     rule = rule or Binarisation()
-    found = eend_probabilities(model, source, rate=rate, channel=channel, num_speakers=num_speakers)
+    least = 1 if speech else 0
+    found = eend_probabilities(model, source, rate=rate, channel=channel, num_speakers=num_speakers, least=least)
     columns = [str(number) for number in range(found.values.shape[1])]
     turns = found.turns(columns, rule, speech)
     order = {column: speaker_name(n) for n, column in enumerate(dict.fromkeys(turn.speaker for turn in turns))}
     named = tuple(sorted(replace(turn, speaker=order[turn.speaker]) for turn in turns))
-    told = {"model": str(model.path), "threshold": rule.threshold, "median": rule.median}
+    told = {"model": model.sha256, "threshold": rule.threshold, "median": rule.median}
     return Diarization(recording, named, found.seconds, settings={"eend": told})

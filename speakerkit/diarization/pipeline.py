@@ -34,7 +34,7 @@ from speakerkit.embedding.embedder import Embedder, Vector, load
 from speakerkit.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
-    from speakerkit.diarization.bundle import Diarizer as Network
+    from speakerkit.diarization.bundle import DiarizationModel
 
 logger = logging.getLogger("speakerkit.diarization")
 
@@ -118,6 +118,7 @@ class Diarizer:
 
     Raises:
         ConfigError: VBx without PLDA; a refiner and an EEND at once.
+        BundleError: a refiner that is none, or is of another embedding model; an EEND that is none.
     """
 
     def __init__(
@@ -126,14 +127,18 @@ class Diarizer:
         settings: DiarizationSettings | None = None,
         *,
         backend: PldaBackend | None = None,
-        refiner: Network | None = None,
-        end_to_end: Network | None = None,
+        refiner: DiarizationModel | None = None,
+        end_to_end: DiarizationModel | None = None,
         namer: Namer | None = None,
     ) -> None:
         self.embedder = embedder
         self.settings = settings or DiarizationSettings()
         if end_to_end is not None and refiner is not None:
             raise ConfigError("eend", "takes the place of the clusters that TS-VAD refines", "give one of the two")
+        if refiner is not None:
+            neural.require_tsvad(refiner, embedder)
+        if end_to_end is not None:
+            neural.require_eend(end_to_end)
         if isinstance(self.settings.clustering, VbxSettings) and backend is None and end_to_end is None:
             raise ConfigError("vbx", "needs a PLDA back-end", "train one with `speakerkit plda train`")
         self._backend, self._refiner, self._end_to_end, self._namer = backend, refiner, end_to_end, namer

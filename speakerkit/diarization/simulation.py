@@ -121,7 +121,7 @@ def adjusted(
         ConfigError: a mean that is not above 0, or a share that is none.
     """
     if turn_seconds is not None:
-        require(turn_seconds > 0, "turn_seconds", turn_seconds, "it is above 0")
+        require(0 < turn_seconds < math.inf, "turn_seconds", turn_seconds, "it is above 0")
         scale = turn_seconds / (sum(statistics.turns) / len(statistics.turns))
         statistics = replace(statistics, turns=tuple(scale * seconds for seconds in statistics.turns))
     return statistics if overlap_share is None else replace(statistics, overlap_share=overlap_share)
@@ -284,7 +284,7 @@ class ConversationSettings:
         require(2 * most <= self.seconds < 86400, "seconds", self.seconds, "2 s a speaker at least, a day at most")
         for name in ("level", "hiss", "snr"):
             low, high = getattr(self, name)
-            require(low <= high, name, (low, high), "give the lower end first")
+            require(-math.inf < low <= high < math.inf, name, (low, high), "give the lower end first")
         for name in ("noise_share", "reverb_share"):
             require(0 <= getattr(self, name) <= 1, name, getattr(self, name), "it is from 0 to 1")
 

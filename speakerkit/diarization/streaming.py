@@ -12,7 +12,8 @@ import soxr
 from scipy.optimize import linear_sum_assignment
 from threadpoolctl import threadpool_limits
 
-from speakerkit.audio import Samples
+from speakerkit.audio import MAX_RATE, MIN_RATE, Samples
+from speakerkit.config import require
 from speakerkit.diarization.clustering import AhcSettings
 from speakerkit.diarization.clustering.affinity import directions
 from speakerkit.diarization.clustering.ahc import average_linkage
@@ -94,7 +95,7 @@ class StreamingDiarizer:
         recording: its id.
 
     Raises:
-        ConfigError: a model at another rate; silero's model is not installed.
+        ConfigError: a model at another rate; a rate that no sound has; silero's model is not installed.
     """
 
     def __init__(
@@ -104,6 +105,7 @@ class StreamingDiarizer:
         self._rate, self._own_rate = embedder.frontend.sample_rate, rate
         if self._rate not in RATES:
             raise ConfigError("model", f"is at {self._rate} Hz", "streaming needs one at 8000 or 16000 Hz")
+        require(MIN_RATE <= rate <= MAX_RATE, "rate", rate, f"rates are from {MIN_RATE} to {MAX_RATE} Hz")
         embedder.warn_of_rate(recording, rate)
         self._resampler = soxr.ResampleStream(rate, self._rate, 1, dtype="float32", quality="HQ")
         self._scorer = Silero(self._rate)

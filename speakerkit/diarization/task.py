@@ -24,7 +24,7 @@ from speakerkit.data.sampling import PositionBatches
 from speakerkit.data.sources import read_sources
 from speakerkit.data.stores import open_store
 from speakerkit.diarization.activity import Activity, Frames, activity
-from speakerkit.diarization.bundle import Diarizer, DiarizerConfig, load
+from speakerkit.diarization.bundle import DiarizationModel, DiarizationModelConfig, load
 from speakerkit.diarization.config import ConversationData, EENDConfig, TSVADConfig
 from speakerkit.diarization.eend import EEND, existence_loss, permutation_free_loss
 from speakerkit.diarization.formats import read_turns
@@ -183,7 +183,7 @@ class DiarizationTask(ABC):
     def _initialised(self, network: nn.Module, init: str | None, kind: str) -> None:
         if init is None:
             return
-        model: Diarizer = load(init, "cpu")
+        model: DiarizationModel = load(init, "cpu")
         if model.config.task != kind:
             raise BundleError(init, f"is a model of task {model.config.task!r}", f"give one of task {kind}")
         load_tensors(network, model.network.state_dict(), init)
@@ -415,11 +415,13 @@ class EENDTask(DiarizationTask):
         return {**super().fingerprint(), **own}
 
 
-def described(config: TSVADConfig | EENDConfig) -> DiarizerConfig:
+def described(config: TSVADConfig | EENDConfig) -> DiarizationModelConfig:
     """What a bundle of the trained model says; neither data nor weights are read but the embedder's."""
     seconds, settings = config.data.chunk_seconds, to_dict(config.model)
     if isinstance(config, EENDConfig):
-        return DiarizerConfig("eend", config.frontend, settings, seconds)
+        return DiarizationModelConfig("eend", config.frontend, settings, seconds)
     bundle = read_bundle(open_name(Path(config.embedder)))
     told = bundle.config
-    return DiarizerConfig("tsvad", told.frontend, settings, seconds, told.model, told.embedding_size, bundle.digest())
+    return DiarizationModelConfig(
+        "tsvad", told.frontend, settings, seconds, told.model, told.embedding_size, bundle.digest()
+    )

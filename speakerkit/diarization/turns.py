@@ -69,7 +69,8 @@ class Diarization:
         settings: what it was made with.
 
     Raises:
-        DataError: a turn that is not finite, starts below 0 or ends after ``duration``, or has no speaker.
+        DataError: a turn that is not finite, starts below 0 or ends after ``duration``, or has no speaker; a duration
+            that is not finite or below 0.
     """
 
     recording: str
@@ -81,6 +82,8 @@ class Diarization:
 
     def __post_init__(self) -> None:
         limit = math.inf if self.duration is None else self.duration
+        if self.duration is not None and not 0 <= self.duration < math.inf:
+            raise DataError(self.recording, f"has the duration {self.duration}", "it is in seconds, not negative")
         for turn in self.turns:
             if not 0 <= turn.start <= turn.end <= limit or not math.isfinite(turn.end):
                 fault = f"has a turn from {turn.start} to {turn.end} s, the recording lasts {limit:g} s"
@@ -163,14 +166,16 @@ class Diarization:
 def merge_turns(turns: Iterable[Turn], gap: float = 0.0) -> tuple[Turn, ...]:
     """Turns sorted, those of one speaker merged where at most ``gap`` seconds lie between, empty ones dropped."""
     by_speaker: dict[str, list[list[Turn]]] = {}
+    reached: dict[str, float] = {}
     for turn in sorted(turns):
         if turn.end <= turn.start:
             continue
         groups = by_speaker.setdefault(turn.speaker, [])
-        if groups and turn.start <= max(each.end for each in groups[-1]) + gap:
+        if groups and turn.start <= reached[turn.speaker] + gap:
             groups[-1].append(turn)
         else:
             groups.append([turn])
+        reached[turn.speaker] = max(turn.end, reached.get(turn.speaker, 0.0))
     return tuple(sorted(_merged(group) for groups in by_speaker.values() for group in groups))
 
 

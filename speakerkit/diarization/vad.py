@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from speakerkit.audio import SILENCE_DBFS, Audio, AudioSource, Channel, Samples, read_blocks, resample_blocks
+from speakerkit.audio import SILENCE_DBFS, Audio, AudioSource, Channel, Samples, resample_blocks
+from speakerkit.diarization.progress import watched_blocks
 from speakerkit.diarization.turns import Diarization, Span, Turn, regions
 from speakerkit.errors import ConfigError, DataError, first_line
 
@@ -129,7 +130,7 @@ def detect_speech(
         ConfigError: silero's model is not installed.
     """
     settings = settings or VadSettings()
-    blocks = read_blocks(source, rate=rate, channel=channel)
+    blocks = watched_blocks(source, "speech", rate=rate, channel=channel)
     first = next(blocks)
     wanted = settings.sample_rate or (RATES[1] if first.rate >= RATES[1] else RATES[0])
     scorer = SCORERS[settings.method](wanted)
@@ -226,7 +227,8 @@ class Silero:
 class Energy:
     """How far each frame's level, its mean removed, stands out of the background of the recording.
 
-    Nothing is learnt: whatever is louder than the background for a while is taken for speech. A steady sound is not.
+    Nothing is learnt: whatever is louder than the background for a while is taken for speech, also music and sounds
+    whose level drifts or trembles by 8 dB and more. A steady sound is not.
     """
 
     def __init__(self, rate: int) -> None:

@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from speakerkit.audio import Audio, AudioSource, Channel, Samples, read_blocks, resample_blocks
+from speakerkit.audio import Audio, AudioSource, Channel, Samples, resample_blocks
+from speakerkit.diarization.progress import watched_blocks
 from speakerkit.diarization.turns import Span
 from speakerkit.diarization.vad import DIGITAL_STEP
 from speakerkit.embedding.embedder import Embedder, Vector
@@ -211,7 +212,7 @@ def fuse_scales(scales: Sequence[Vector], weights: Sequence[float] | None = None
 
 def _blocks(embedder: Embedder, source: AudioSource, name: str, rate: int | None, channel: Channel) -> Iterator[Audio]:
     """The recording at the model's rate."""
-    blocks = read_blocks(source, rate=rate, channel=channel)
+    blocks = watched_blocks(source, "embeddings", rate=rate, channel=channel)
     first = next(blocks)
     embedder.warn_of_rate(name, first.rate)
     return resample_blocks(itertools.chain([first], blocks), embedder.frontend.sample_rate)

@@ -275,7 +275,8 @@ def _in_order(batch: Batch, estimates: Tensor) -> Batch:
     """The batch with targets in the order in which estimates (B, K, S) are nearest to them."""
     losses = pairwise(lambda estimate, target: -si_sdr(estimate, target), estimates, batch["targets"])
     order = torch.argsort(best_order(losses), dim=1)  # (B, K) the target of each estimate
-    ordered: Batch = {name: _reordered(batch[name], order) for name in ("targets", "present", "speaking") if name in batch}
+    known = [name for name in ("targets", "present", "speaking") if name in batch]
+    ordered: Batch = {name: _reordered(batch[name], order) for name in known}
     return {**batch, **ordered}
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from speakerkit.bundle import Bundle, BundleConfig, copy_bundle, read_bundle, write_bundle
-from speakerkit.diarization.bundle import build_network, write_diarizer
+from speakerkit.diarization.bundle import build_network, write_model
 from speakerkit.diarization.task import described as described_diarizer
 from speakerkit.embedding.distillation import PROJECTION
 from speakerkit.embedding.model import backbone_for, load_tensors
@@ -82,7 +82,7 @@ def publish(
     if isinstance(experiment, ExtractionExperiment):
         return _published_extractor(experiment, out, averaged, made)
     if not isinstance(experiment, EmbeddingExperiment):
-        return _published_diarizer(experiment, out, averaged, made)
+        return _published_model(experiment, out, averaged, made)
     kept = {name: tensor for name, tensor in averaged.items() if not name.startswith(PROJECTION)}
     save_checkpoint(folder / AVERAGE, {"model": kept, "fingerprint": newest.get("fingerprint")})
     tensors = _part(averaged, PREFIX)
@@ -98,12 +98,12 @@ def publish(
     return write_bundle(out, config, published.state_dict() if arguments else tensors)
 
 
-def _published_diarizer(
+def _published_model(
     experiment: TSVADExperiment | EENDExperiment, out: Path, tensors: dict[str, Tensor], made: dict[str, Any]
 ) -> Path:
     config = replace(described_diarizer(experiment), provenance=made)
     load_tensors(build_network(config), tensors, out)
-    return write_diarizer(out, config, tensors)
+    return write_model(out, config, tensors)
 
 
 def _published_extractor(

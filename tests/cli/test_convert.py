@@ -69,6 +69,7 @@ def test_convert_names_and_lengths(two: Path, tmp_path: Path) -> None:
         (("two.rttm", "x.csv", "--duration", "9"), "holds 2 recordings: choose one"),
         (("two.rttm", "x.csv", "--recording", "a", "--duration", "5"), "the recording lasts 5 s"),
         (("two.rttm", "x.csv", "--recording", "a", "--duration", "nan"), "duration"),
+        (("two.rttm", "x.csv", "--recording", "a", "--duration", "inf"), "duration"),
         (("two.rttm", "x.uem"), "does not say how long it lasts; give --duration"),
         (("two.rttm", "x.doc"), "has a suffix (.doc) of no known format"),
         (("two.rttm", "x", "--to", "doc"), "is no format of turns"),

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import soundfile
 
+from speakerkit.bundle import read_weights, write_weights
 from speakerkit.data.ark import read_embeddings
 from speakerkit.diarization.formats import read_turns
 from speakerkit.verification.backend import Backend
@@ -236,6 +237,68 @@ def test_every_knob_is_a_flag(run: Callable[..., Ran], place: Path, onnx_bundle:
                 key = str(name)[2:].removeprefix("vad-").replace("cluster-threshold", "threshold").replace("-", "_")
                 key = {"cluster": "method", "rate": "sample_rate"}.get(key, key)
                 assert f'"{key}": {json.dumps(value)}' in told, name
+
+
+@pytest.fixture(scope="module")
+def networks(small_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a TS-VAD and an EEND."""
+    pytest.importorskip("torch")
+    from tests.diarization.networks import write_eend, write_tsvad
+
+    folder = tmp_path_factory.mktemp("networks")
+    write_tsvad(folder / "tsvad", small_bundle)
+    write_eend(folder / "eend")
+    return folder
+
+
+def test_networks(run: Callable[..., Ran], place: Path, networks: Path) -> None:
+    for flags, name in ((("--refine", networks / "tsvad"), "tsvad"), (("--model-eend", networks / "eend"), "eend")):
+        ran = run(place / "one.wav", *flags, "--num-speakers", 2, "--json")
+        assert ran.code == 0, ran.err
+        (recording,) = json.loads(ran.out)["recordings"]
+        assert {turn["speaker"] for turn in recording["turns"]} == {"A", "B"}
+        assert len(recording["settings"][name]["model"]) == 64
+        silent = run(place / "silent.wav", *flags)
+        assert (silent.code, silent.out) == (0, "")
+
+
+def test_a_network_that_was_trained_again_is_another(run: Callable[..., Ran], place: Path, networks: Path) -> None:
+    shutil.copytree(networks / "tsvad", place / "tsvad")
+    arguments = (place / "one.wav", "--out", place / "out", "--refine", place / "tsvad", "--num-speakers", 2)
+    assert run(*arguments).code == 0
+    assert "1 were there" in run(*arguments).out
+    path = place / "tsvad" / "model.safetensors"
+    write_weights(path, {name: 0.9 * tensor for name, tensor in read_weights(path).items()})
+    ran = run(*arguments)
+    assert ran.code == 2
+    assert "made with other settings (refine)" in ran.errors[0]
+
+
+def test_a_wrong_network_is_told_before_any_recording(run: Callable[..., Ran], place: Path, networks: Path) -> None:
+    for flags in (("--refine", networks / "eend"), ("--model-eend", networks / "tsvad")):
+        ran = run(place / "silent.wav", *flags, "--out", place / "out")
+        assert ran.code == 2
+        assert "is a model of task" in ran.errors[0]
+        assert not (place / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (("--refinements", 2), "--refinements: is of no use without --refine"),
+        (("--name-margin", 0.1), "--name-margin: is of no use without --speakers"),
+        (("--match", "max"), "--match: is of no use without --speakers"),
+        (("--model-eend", "gone", "--cluster", "ahc"), "--cluster: is of no use to --model-eend"),
+        (("--model-eend", "gone", "--cluster-threshold", 0.2), "--cluster-threshold: is of no use to --model-eend"),
+        (("--model-eend", "gone", "--window", "2.0"), "--window: is of no use to --model-eend"),
+    ],
+)
+def test_options_that_would_change_nothing(
+    run: Callable[..., Ran], place: Path, flags: tuple[object, ...], said: str
+) -> None:
+    ran = run(place / "one.wav", *flags)
+    assert ran.code == 2
+    assert said in ran.errors[0]
 
 
 def test_wrong_use_is_one_line(run: Callable[..., Ran], place: Path, torch_bundle: Path) -> None:

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from speakerkit.diarization.activity import Binarisation, Frames, activity, inside, turns_of
-from speakerkit.diarization.turns import Turn
+from speakerkit.diarization.activity import Binarisation, Frames, activity, touched, turns_of
+from speakerkit.diarization.turns import Turn, regions
 from speakerkit.errors import ConfigError
 
 FRAMES = Frames(period=0.1, first=0.05)
@@ -19,7 +19,13 @@ def test_frames_whose_centre_is_in_a_turn_are_active() -> None:
     turns = (Turn(0.0, 0.3, "a"), Turn(0.16, 0.4, "b"), Turn(0.0, 1.0, "c"))
     found = activity(turns, ["b", "a"], FRAMES, 5)
     assert found.astype(int).tolist() == [[0, 1], [0, 1], [1, 1], [1, 0], [0, 0]]
-    assert inside([(0.1, 0.2), (0.4, 9.0)], FRAMES, 6).tolist() == [False, True, False, False, True, True]
+
+
+def test_frames_that_reach_into_a_span_are_touched() -> None:
+    assert touched([(0.1, 0.2), (0.35, 9.0)], FRAMES, 6).tolist() == [False, True, False, True, True, True]
+    late = Frames(period=0.1, first=0.2)  # the first frame is heard from the beginning on
+    assert touched([(0.0, 0.01), (0.25, 0.26)], late, 3).tolist() == [True, True, False]
+    assert touched([], FRAMES, 2).tolist() == [False, False]
 
 
 @given(st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=40))
@@ -50,6 +56,21 @@ def test_known_speech_is_all_taken_and_nothing_beside_it() -> None:
     values = np.array([[0.9, 0.1], [0.4, 0.3], [0.2, 0.3], [0.9, 0.9]], dtype=np.float32)
     turns = turns_of(values, ["a", "b"], FRAMES, PLAIN, 0.4, speech=[(0.02, 0.3)])
     assert turns == (Turn(0.02, 0.2, "a"), Turn(0.2, 0.3, "b"))
+
+
+@given(
+    st.lists(st.integers(0, 130), max_size=10, unique=True),
+    st.sampled_from([0.02, 0.08, 0.1, 0.13]),
+    st.floats(0, 0.2),
+    st.integers(0, 999),
+)
+def test_all_known_speech_is_somebodys(times: list[int], period: float, first: float, seed: int) -> None:
+    edges = [time / 100 for time in sorted(times)]
+    spans = list(zip(edges[::2], edges[1::2], strict=False))
+    frames, count = Frames(period, first), max(1, round(1.3 / period))
+    values = np.random.default_rng(seed).random((count, 2)).astype(np.float32)
+    turns = turns_of(values, ["a", "b"], frames, Binarisation(threshold=0.8, median=3), 1.3, speech=spans)
+    assert regions(turns, at_least=1) == tuple(spans)
 
 
 def test_the_last_frame_reaches_to_the_end() -> None:

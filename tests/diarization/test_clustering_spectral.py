@@ -81,6 +81,12 @@ def test_eigengap_keeps_its_bounds() -> None:
     assert eigengap(values, 6, 6) == 6
 
 
+def test_copies_of_the_same_sounds_are_not_speakers() -> None:
+    """Each of 60 windows of three speakers 20 times: the graph of 12 neighbours falls into the copies."""
+    rows, own = voices(3, 60, noise=0.8)
+    assert np.array_equal(cluster(np.tile(rows, (20, 1)), SpectralSettings()), np.tile(own, 20))
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_labels_are_those_of_scikit_learn_on_the_same_graph(seed: int) -> None:
     rows = voices(4, 160, seed=seed, noise=1.0)[0]

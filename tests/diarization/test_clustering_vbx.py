@@ -10,7 +10,7 @@ import pytest
 from sklearn.metrics import adjusted_rand_score
 
 from speakerkit.diarization.clustering import VbxSettings, cluster, cluster_with_confidence, resegment, settings_for
-from speakerkit.diarization.clustering.vbx import forward_backward, softened, vb_hmm
+from speakerkit.diarization.clustering.vbx import forward_backward, scatter_within, softened, vb_hmm
 from speakerkit.errors import ConfigError, DataError
 from speakerkit.verification.psda import Psda
 from tests.diarization.voices import plda_backend, voices
@@ -121,7 +121,7 @@ def test_time_smooths_what_clusters_cannot_tell() -> None:
     """Windows halfway between two speakers go with their neighbours in time."""
     rows, own = voices(2, 120, noise=0.3, turn=30)
     rows[[10, 40, 70]] = rows[own == 0].mean(axis=0) + rows[own == 1].mean(axis=0)
-    found = cluster_with_confidence(rows, VbxSettings(), plda_backend())
+    found = cluster_with_confidence(rows, VbxSettings(acoustic_scale=0.3), plda_backend())
     assert np.array_equal(found.labels, own)
 
 
@@ -159,6 +159,25 @@ def test_voices_that_cosines_hardly_tell_apart(seed: int) -> None:
     """Average linkage leaves 14 to 24 clusters of three speakers; the PLDA and time find the three."""
     rows, own = voices(3, 300, seed=seed, noise=1.1, dim=16, turn=12)
     start = cluster(rows, settings_for("ahc", threshold=0.4))
-    refined = cluster(rows, settings_for("vbx", speaker_scale=1.0), plda_backend(16, within=1.8))
+    refined = cluster(rows, settings_for("vbx", acoustic_scale=0.3, speaker_scale=1.0), plda_backend(16, within=1.8))
     assert refined.max() == 2
     assert adjusted_rand_score(own, refined) > max(0.9, adjusted_rand_score(own, start) + 0.2)
+
+
+def test_scatter_is_the_variance_within_labels() -> None:
+    rows, own = voices(5, 300, noise=0.7, dim=16)
+    residuals = np.concatenate([rows[own == each] - rows[own == each].mean(axis=0) for each in range(5)])
+    assert scatter_within(rows, own) == pytest.approx((residuals**2).sum() / (295 * 16))
+    assert scatter_within(rows[:3], np.arange(3)) == 0.0
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_windows_that_scatter_more_than_the_plda_says(seed: int) -> None:
+    """A PLDA of recordings: their variance within speakers is a tenth of that of windows."""
+    rng = np.random.default_rng(seed)
+    own = np.arange(360) // 12 % 3
+    rows = rng.normal(size=(3, 32))[own] + rng.normal(size=(360, 32)) * np.sqrt(0.9)
+    start = own * 3 + rng.integers(3, size=360)  # three clusters of each
+    windows, recordings = (plda_backend(within=variance) for variance in (0.9, 0.09))
+    assert np.array_equal(resegment(rows, start, windows).labels, own)
+    assert np.array_equal(resegment(rows, start, recordings).labels, own)

@@ -240,7 +240,26 @@ def test_what_lacks_is_said() -> None:
         score_diarization(references, references, {"c": [(0, 5)]})
 
 
-@pytest.mark.parametrize("bad", [{"collar": -1}, {"collar": float("nan")}, {"median": 4}, {"extent": "x"}])
+def test_channels_of_a_recording_are_those_of_the_other_side(tmp_path: Path) -> None:
+    """RTTM does not say of the second channel that nobody speaks there; a UEM is of all channels."""
+    both, first, second = tmp_path / "both.rttm", tmp_path / "first.rttm", tmp_path / "second.rttm"
+    lines = [f"SPEAKER a {channel} {channel} 4 <NA> <NA> s <NA> <NA>\n" for channel in (1, 2)]
+    for path, text in ((both, "".join(lines)), (first, lines[0]), (second, lines[1])):
+        path.write_text(text)
+    for one, heard in ((first, "a:1"), (second, "a:2")):
+        score = score_diarization(read_turns(both), read_turns(one), missing_as_silence=True)
+        assert score.missing == tuple({"a:1", "a:2"} - {heard})
+        assert score.errors == ErrorTimes(8.0, missed=4.0)
+        assert score.extra == ()
+    score = score_diarization(read_turns(first), read_turns(both))
+    assert (score.errors, score.extra) == (ErrorTimes(4.0), ("a:2",))
+    score = score_diarization(read_turns(both), read_turns(both), {"a": [(0.0, 3.0)]})
+    assert (score.errors, score.outside) == (ErrorTimes(3.0), ())
+
+
+@pytest.mark.parametrize(
+    "bad", [{"collar": -1}, {"collar": float("nan")}, {"median": 4}, {"median": 1003}, {"extent": "x"}]
+)
 def test_conventions_without_sense(bad: dict[str, object]) -> None:
     with pytest.raises(ConfigError):
         Convention(**bad)

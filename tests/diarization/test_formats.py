@@ -170,6 +170,8 @@ def test_channels_and_several_recordings(tmp_path: Path) -> None:
         assert list(read) == ["a", "b:1", "b:2"]
         assert times(read["b:2"]) == [(0, 1000, "x")]
         assert read["b:2"].channel == 2
+    with pytest.raises(DataError, match="'b:2' comes twice"):
+        to_text([*made, Diarization("b:2")], "rttm")
     with pytest.raises(DataError, match="hold one recording, not 3"):
         to_text(made, "srt")
     with pytest.raises(DataError, match="'b' comes twice"):
@@ -206,7 +208,7 @@ OTHERS = {
     "said.vtt": "WEBVTT - x\nKind: captions\n\nNOTE no\ncue\n\nSTYLE\n::cue {}\n\nid\n"
     "00:01.000 --> 00:03.000 align:left\n<v.loud s>hello</v>\n",
     "marks.txt": "1\t3\ts\n\\\t100\t200\n",
-    "sheet.csv": "Speaker,end, start\ns,3,1\n\n",
+    "sheet.csv": "Speaker,end, start,channel\ns,3,1,A\n\n",
 }
 
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from speakerkit.bundle import read_bundle
 from speakerkit.diarization import neural
 from speakerkit.diarization.activity import Binarisation, Frames
-from speakerkit.diarization.bundle import Diarizer, DiarizerConfig
+from speakerkit.diarization.bundle import DiarizationModel, DiarizationModelConfig
 from speakerkit.diarization.eend import EEND
 from speakerkit.diarization.neural import (
     _same_speakers,
@@ -75,9 +75,9 @@ class Codes(EEND):
         return 20 * padded - 10, exists[None]
 
 
-def diarizer(network: TSVAD | EEND, task: str = "tsvad", sha256: str = "") -> Diarizer:
-    config = DiarizerConfig(task, FrontEnd(sample_rate=RATE), {}, 2.0, None, 16, sha256)  # type: ignore[arg-type]
-    return Diarizer(Path("model"), config, network, torch.device("cpu"))
+def diarizer(network: TSVAD | EEND, task: str = "tsvad", sha256: str = "") -> DiarizationModel:
+    config = DiarizationModelConfig(task, FrontEnd(sample_rate=RATE), {}, 2.0, None, 16, sha256)  # type: ignore[arg-type]
+    return DiarizationModel(Path("model"), config, network, torch.device("cpu"), "0" * 64)
 
 
 def sigmoid(values: np.ndarray) -> np.ndarray:
@@ -135,6 +135,16 @@ def test_voices_are_of_speech_alone(onnx_bundle: Path) -> None:
         np.testing.assert_allclose(found[label], embedder.embed(parts, rate=16000), atol=1e-5)
 
 
+def test_long_turns_give_a_voice_where_sums_are_not_exact(onnx_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(neural, "VOICE_SECONDS", 2.0)
+    turns = (Turn(0.1, 1.6, "a"), Turn(2.1, 3.5, "a"), Turn(3.6, 4.9, "a"))
+    sound = speech_like(5.0, 16000)
+    embedder = Embedder(read_bundle(onnx_bundle))
+    found = speaker_voices(Diarization("x", turns, 5.0), sound, embedder, rate=16000)
+    parts = np.concatenate([sound[1600:25600], sound[33600:41600]])  # 1.5 s, and the 0.5 s that 2 s lack
+    np.testing.assert_allclose(found["a"], embedder.embed(parts, rate=16000), atol=1e-5)
+
+
 def test_refining_keeps_speakers_and_adds_overlap(onnx_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     embedder = Embedder(read_bundle(onnx_bundle))
     sound = speech_like(6.0, 16000)
@@ -143,7 +153,7 @@ def test_refining_keeps_speakers_and_adds_overlap(onnx_bundle: Path, monkeypatch
     )
     frames, seen = Frames(0.1, 0.05), []
 
-    def heard(model: Diarizer, source: object, voices: np.ndarray, **_: object) -> neural.FrameProbabilities:
+    def heard(model: DiarizationModel, source: object, voices: np.ndarray, **_: object) -> neural.FrameProbabilities:
         seen.append(voices)
         values = np.zeros((60, 3), dtype=np.float32)
         values[:35, 0] = values[25:60, 1] = 0.9  # c is nowhere heard
@@ -161,6 +171,24 @@ def test_refining_keeps_speakers_and_adds_overlap(onnx_bundle: Path, monkeypatch
         before, sound, diarizer(Levels()), embedder, rate=16000, rule=Binarisation(median=1), speech=[(1.0, 5.0)]
     )
     assert [turn for turn in known.turns if turn.speaker in "ab"] == [Turn(1.0, 3.5, "a"), Turn(2.5, 5.0, "b")]
+
+
+@pytest.mark.parametrize(("end", "blurred"), [(12.0, True), (3.5, False)])
+def test_who_is_heard_with_everybody_keeps_the_turns_of_before(
+    onnx_bundle: Path, monkeypatch: pytest.MonkeyPatch, end: float, blurred: bool
+) -> None:
+    before = Diarization("x", (Turn(0.0, 2.0, "a"), Turn(2.0, 12.0, "b")), 12.0)
+
+    def heard(*_: object, **__: object) -> neural.FrameProbabilities:
+        values = np.zeros((120, 2), dtype=np.float32)
+        values[: round(10 * end), 0] = values[20:, 1] = 0.9
+        return neural.FrameProbabilities(values, Frames(0.1, 0.05), 12.0)
+
+    monkeypatch.setattr(neural, "tsvad_probabilities", heard)
+    embedder = Embedder(read_bundle(onnx_bundle))
+    after = refine(before, speech_like(12.0, 16000), diarizer(Levels()), embedder, rate=16000)
+    expected = before.turns if blurred else (Turn(0.0, end, "a"), Turn(2.0, 12.0, "b"))
+    assert after.turns == expected
 
 
 @given(st.lists(st.integers(0, 30), max_size=12), st.lists(st.integers(0, 30), max_size=12))
@@ -212,6 +240,10 @@ def test_end_to_end_turns() -> None:
     assert one.labels == ("A",)
     nobody = diarize_end_to_end(diarizer(Codes([[]]), "eend"), coded(PATTERN), "x", rate=RATE)
     assert nobody.turns == ()
+    known = diarize_end_to_end(
+        diarizer(Codes([[]]), "eend"), coded(PATTERN), "x", rate=RATE, speech=[(0.5, 2.0), (3.0, 4.2)]
+    )
+    assert known.turns == (Turn(0.5, 2.0, "A"), Turn(3.0, 4.2, "A"))
     assert nobody.duration == 6.0
 
 

@@ -19,13 +19,15 @@ from threadpoolctl import threadpool_limits
 
 import speakerkit as sk
 from speakerkit.diarization import neural
+from speakerkit.diarization.bundle import DiarizationModel
+from speakerkit.diarization.bundle import load as open_network
 from speakerkit.diarization.clustering import METHODS, settings_for
 from speakerkit.diarization.pipeline import DiarizationSettings, Diarizer, named
 from speakerkit.diarization.segments import exclusive_turns
 from speakerkit.diarization.turns import Diarization, Speaker, Turn
 from speakerkit.diarization.vad import VadSettings
 from speakerkit.embedding.embedder import Embedder, load
-from speakerkit.errors import AudioError, ConfigError, DataError, MissingExtraError
+from speakerkit.errors import AudioError, BundleError, ConfigError, DataError, MissingExtraError
 from tests.conftest import speech_like
 from tests.diarization.conversation import RATE, agreement, conversation, pitch_embedder
 from tests.diarization.voices import plda_backend
@@ -294,41 +296,66 @@ def test_labels_of_one_voice_become_one_if_they_may() -> None:
     assert kept.labels == ("A", "ben", "ana")
 
 
-def test_refined_by_tsvad(ear: Embedder, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(scope="module")
+def networks(small_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, DiarizationModel]:
+    pytest.importorskip("torch")
+    from tests.diarization.networks import write_eend, write_tsvad
+
+    folder = tmp_path_factory.mktemp("networks")
+    paths = {"tsvad": write_tsvad(folder / "tsvad", small_bundle), "eend": write_eend(folder / "eend")}
+    return {name: open_network(path, "cpu") for name, path in paths.items()}
+
+
+def test_refined_by_tsvad(onnx_bundle: Path, networks: dict[str, DiarizationModel]) -> None:
     samples, true = conversation(2, 6)
-    seen = {}
-
-    def refine(diarization: Diarization, source: object, model: object, embedder: Embedder, **options: object):
-        seen.update(options, model=model, labels=diarization.labels)
-        first = diarization.turns[0]
-        return replace(diarization, turns=(*diarization.turns, Turn(first.start, first.start + 1, "B", 0.1)))
-
-    monkeypatch.setattr(neural, "refine", refine)
-    diarizer = Diarizer(ear, replace(settings_of(), refinements=2), refiner="net")  # type: ignore[arg-type]
-    found = diarizer.diarize(samples, rate=RATE, speech=true.speech)
-    assert seen["model"] == "net"
-    assert seen["iterations"] == 2
-    np.testing.assert_allclose(seen["speech"], true.speech)
-    np.testing.assert_allclose(found.overlap, [(0.5, 1.5)])
-    alone = replace(settings_of(), exclusive=True)
-    found = Diarizer(ear, alone, refiner="net").diarize(samples, rate=RATE, speech=true.speech)  # type: ignore[arg-type]
-    assert found.overlap == ()
+    embedder, given = load(onnx_bundle, "cpu"), {"rate": RATE, "speech": true.speech}
+    plain = settings_of(num_speakers=2)
+    before = Diarizer(embedder, plain).diarize(samples, **given)
+    found = Diarizer(embedder, replace(plain, refinements=2), refiner=networks["tsvad"]).diarize(samples, **given)
+    expected = neural.refine(before, samples, networks["tsvad"], embedder, rate=RATE, speech=true.speech, iterations=2)
+    assert found.turns == expected.turns != before.turns
+    assert found.labels == ("A", "B")
+    np.testing.assert_allclose(found.speech, true.speech)
+    assert found.settings["tsvad"]["model"] == networks["tsvad"].sha256
+    assert found.settings["tsvad"]["iterations"] == 2
+    alone = Diarizer(embedder, replace(plain, exclusive=True), refiner=networks["tsvad"]).diarize(samples, **given)
+    assert alone.overlap == ()
 
 
-def test_end_to_end_keeps_the_number_asked_for(ear: Embedder, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_end_to_end_keeps_the_number_asked_for(onnx_bundle: Path, networks: dict[str, DiarizationModel]) -> None:
     samples, true = conversation(2, 6)
-
-    def heard(model: object, source: object, recording: str, **options: object) -> Diarization:
-        return replace(true, recording=recording, settings={"eend": {"model": "net"}})
-
-    monkeypatch.setattr(neural, "diarize_end_to_end", heard)
-    found = Diarizer(ear, settings_of(), end_to_end="net").diarize(samples, rate=RATE)  # type: ignore[arg-type]
-    assert found.turns == true.turns
-    assert found.speakers["s0"].embedding.shape == (16,)
+    embedder, given = load(onnx_bundle, "cpu"), {"rate": RATE, "speech": true.speech}
+    diarizer = Diarizer(embedder, settings_of(num_speakers=2), end_to_end=networks["eend"])
+    found = diarizer.diarize(samples, "talk", **given)
+    expected = neural.diarize_end_to_end(
+        networks["eend"], samples, "talk", rate=RATE, num_speakers=2, speech=true.speech
+    )
+    assert found.turns == expected.turns
+    assert found.labels == ("A", "B")
+    np.testing.assert_allclose(found.speech, true.speech)
+    known = [each.embedding for each in found.speakers.values() if each.embedding is not None]
+    assert known  # of whom there is too little to embed has none
+    np.testing.assert_allclose(np.linalg.norm(known, axis=1), 1, atol=1e-6)
+    assert found.settings["eend"]["model"] == networks["eend"].sha256
     assert "clustering" not in found.settings
-    asked = Diarizer(ear, settings_of(num_speakers=3), end_to_end="net")  # type: ignore[arg-type]
-    with pytest.raises(DataError, match="has 2 speakers, 3 were asked for"):
-        asked.diarize(samples, rate=RATE)
+    many = Diarizer(embedder, settings_of(max_speakers=3), end_to_end=networks["eend"])
+    with pytest.raises(DataError, match="has 20 speakers, 3 were asked for"):
+        many.diarize(samples, **given)
+
+
+def test_networks_that_do_not_belong_are_refused_at_once(
+    onnx_bundle: Path, networks: dict[str, DiarizationModel]
+) -> None:
+    embedder = load(onnx_bundle, "cpu")
+    with pytest.raises(BundleError, match="task 'eend'; give one of task tsvad"):
+        Diarizer(embedder, refiner=networks["eend"])
+    with pytest.raises(BundleError, match="task 'tsvad'; give one of task eend"):
+        Diarizer(embedder, end_to_end=networks["tsvad"])
+    with pytest.raises(ConfigError, match="one of the two"):
+        Diarizer(embedder, refiner=networks["tsvad"], end_to_end=networks["eend"])
+    strange = replace(networks["tsvad"], config=replace(networks["tsvad"].config, embedder_sha256="0" * 64))
+    with pytest.raises(BundleError, match="another model"):
+        Diarizer(embedder, refiner=strange)
 
 
 def test_settings_that_cannot_be(ear: Embedder) -> None:
@@ -344,8 +371,6 @@ def test_settings_that_cannot_be(ear: Embedder) -> None:
             DiarizationSettings(**bad)  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="plda train"):
         Diarizer(ear, settings_of("vbx"))
-    with pytest.raises(ConfigError, match="one of the two"):
-        Diarizer(ear, refiner="a", end_to_end="b")  # type: ignore[arg-type]
 
 
 def test_in_one_call(onnx_bundle: Path, write_wav: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -266,6 +266,7 @@ def test_command(source: Path, tmp_path: Path) -> None:
         {"speakers": (3, 2)},
         {"seconds": 3.0},
         {"snr": (10.0, 5.0)},
+        {"level": (-20.0, float("inf"))},
         {"noise_share": 1.5},
         {"sample_rate": 100},
     ],
@@ -273,6 +274,12 @@ def test_command(source: Path, tmp_path: Path) -> None:
 def test_impossible_settings(values: dict[str, object]) -> None:
     with pytest.raises(ConfigError):
         settings(**values)
+
+
+@pytest.mark.parametrize("seconds", [0.0, float("inf"), float("nan")])
+def test_impossible_lengths_of_turns(seconds: float) -> None:
+    with pytest.raises(ConfigError, match="turn_seconds"):
+        adjusted(VOXCONVERSE, turn_seconds=seconds)
 
 
 def test_too_few_speakers(source: Path) -> None:

@@ -55,6 +55,26 @@ def test_touching_turns_are_one_and_their_confidence_is_the_mean_over_time() -> 
     assert regions([], 1) == ()
 
 
+def test_hours_without_a_pause_are_one_turn_whose_cost_is_not_squared() -> None:
+    class Counted(float):
+        compared = 0
+
+        def __gt__(self, other: float) -> bool:
+            Counted.compared += 1
+            return float(self) > float(other)
+
+    count = 2000
+    (turn,) = merge_turns([Turn(n, Counted(n + 1), "a", 0.5) for n in range(count)])
+    assert (turn.start, turn.end, turn.confidence) == (0, count, 0.5)
+    assert Counted.compared < 10 * count
+
+
+@pytest.mark.parametrize("duration", [-1.0, float("nan"), float("inf")])
+def test_impossible_durations_are_refused(duration: float) -> None:
+    with pytest.raises(DataError, match="meeting: has the duration"):
+        Diarization("meeting", duration=duration)
+
+
 @pytest.mark.parametrize(
     ("turn", "fault"),
     [

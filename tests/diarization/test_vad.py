@@ -244,13 +244,10 @@ def test_missing_model_names_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 @pytest.mark.parametrize("minutes", [(2, 10), pytest.param((10, 60), marks=pytest.mark.slow)])
-def test_memory_does_not_grow(tmp_path: Path, minutes: tuple[int, int]) -> None:
-    peaks, minute = [], speech_like(60.0, 8000)
+def test_memory_does_not_grow(write_minutes: Callable[[int], Path], minutes: tuple[int, int]) -> None:
+    peaks = []
     for length in minutes:
-        path = tmp_path / f"{length}.wav"
-        with soundfile.SoundFile(path, "w", 8000, 1) as stream:
-            for _ in range(length):
-                stream.write(minute)
+        path = write_minutes(length)
         tracemalloc.start()
         assert detect_speech(path, VadSettings("energy")).duration == length * 60
         peaks.append(tracemalloc.get_traced_memory()[1])

@@ -73,6 +73,24 @@ def test_missing_ldc_data_ends_in_the_first_stage(tmp_path: Path) -> None:
     assert "stage 1 (prepare) failed" in stage
 
 
+def test_speakers_are_split_with_durations_or_without(tmp_path: Path) -> None:
+    (tmp_path / "wav.scp").write_text("".join(f"u{n} u{n}.wav\n" for n in range(6)))
+    (tmp_path / "utt2spk").write_text("".join(f"u{n} s{n // 2}\n" for n in range(6)))
+    command = [sys.executable, str(REPOSITORY / "tools" / "split_speakers.py")]
+    command += [str(tmp_path), str(tmp_path / "rest"), str(tmp_path / "part"), "--every", "3"]
+    assert subprocess.run(command, capture_output=True).returncode == 0
+    assert sorted(read_table(tmp_path / "rest" / "utt2spk")) == ["u0", "u1", "u2", "u3"]
+    assert sorted(read_table(tmp_path / "part" / "utt2spk")) == ["u4", "u5"]
+    assert not (tmp_path / "rest" / "utt2dur").exists()
+    (tmp_path / "utt2dur").write_text("".join(f"u{n} 1.5\n" for n in range(6)))
+    assert subprocess.run(command, capture_output=True).returncode == 0
+    assert read_table(tmp_path / "part" / "utt2dur") == {"u4": "1.5000", "u5": "1.5000"}
+    (tmp_path / "utt2spk").unlink()
+    failed = subprocess.run(command, capture_output=True, text=True)
+    assert failed.returncode == 2
+    assert len(failed.stderr.splitlines()) == 1
+
+
 @pytest.fixture
 def conversations(tmp_path: Path) -> Path:
     """Two recordings of two speakers of 6 s each, with their turns."""

@@ -24,7 +24,7 @@ class ClusterSettings:
             for needs it. ``None`` is 3; 0.2 % of the windows where that is more, as long files have more outliers, and
             a tenth of them where that is less, as short files have short turns.
         threshold: cosine down to which average linkage merges two clusters: the mean over all pairs of their windows.
-            Methods that cannot count by themselves (k-means, VBx's start, a graph of a few windows) count so as well.
+            What cannot count by itself (k-means, VBx's start, a graph of a few windows or in too many parts) does so.
             A calibrated threshold of a bundle is one of whole recordings, and higher than windows of 1.5 s allow.
         seed: of every random start.
 

@@ -14,6 +14,7 @@ from scipy.sparse.linalg import eigsh
 from speakerkit.diarization.clustering.affinity import Floats, Labels, neighbour_graph
 from speakerkit.diarization.clustering.ahc import ahc
 from speakerkit.diarization.clustering.kmeans import k_means
+from speakerkit.diarization.clustering.labels import merge_near
 from speakerkit.diarization.clustering.settings import ClusterSettings, require_at_least, require_between
 
 SMALLEST_GRAPH = 20  # windows; a graph of fewer says little of the number of clusters
@@ -80,8 +81,7 @@ def spectral(rows: Floats, settings: SpectralSettings, low: int, high: int) -> L
     if len(rows) < SMALLEST_GRAPH:
         return ahc(rows, settings, low, high)
     neighbours = settings.neighbours or max(min(10, len(rows) // 4), round(0.01 * len(rows)))
-    graph = neighbour_graph(rows, neighbours)
-    return _partition(graph, low, min(high, max(low, settings.most_clusters)), settings.seed)
+    return _partition(rows, neighbour_graph(rows, neighbours), settings, low, high)
 
 
 def nme_sc(rows: Floats, settings: NmeScSettings, low: int, high: int) -> Labels:
@@ -93,7 +93,7 @@ def nme_sc(rows: Floats, settings: NmeScSettings, low: int, high: int) -> Labels
         return ahc(rows, settings, low, high)
     high = min(high, max(low, settings.most_clusters))
     graph = neighbour_graph(rows, tuned_neighbours(rows, settings, high), binary=True)
-    return _partition(graph, low, high, settings.seed)
+    return _partition(rows, graph, settings, low, high)
 
 
 def tuned_neighbours(rows: Floats, settings: NmeScSettings, high: int) -> int:
@@ -109,16 +109,12 @@ def tuned_neighbours(rows: Floats, settings: NmeScSettings, high: int) -> int:
     tried = np.arange(least, largest + 1)
     if settings.steps is not None and settings.steps < len(tried):
         tried = np.unique(np.linspace(least, largest, settings.steps).round().astype(np.intp))
-    order = np.argsort(-_cosines_without_own(seen), axis=1, kind="stable")
+    cosines = seen @ seen.T
+    np.fill_diagonal(cosines, np.inf)  # a row's own comes first
+    order = np.argsort(-cosines, axis=1, kind="stable")
     ratios = [p / gap if (gap := _normalised_gap(order, p, high)) > SMALLEST_GAP else np.inf for p in tried.tolist()]
     best = int(tried[np.argmin(ratios)]) * len(rows) / count
     return max(2, min(round(best), LARGEST_GRAPH // len(rows)))
-
-
-def _cosines_without_own(rows: Floats) -> Floats:
-    cosines = rows @ rows.T
-    np.fill_diagonal(cosines, np.inf)
-    return cosines
 
 
 def _normalised_gap(order: Labels, neighbours: int, high: int) -> float:
@@ -133,17 +129,23 @@ def _laplacian_dense(affinities: Floats) -> Floats:
     return np.diag(affinities.sum(axis=1)) - affinities
 
 
-def _partition(graph: sparse.csr_array, low: int, high: int, seed: int) -> Labels:
+def _partition(
+    rows: Floats, graph: sparse.csr_array, settings: SpectralSettings | NmeScSettings, low: int, high: int
+) -> Labels:
     """Labels (N,): k-means on the eigenvectors of as many clusters as the eigengap says.
 
-    Parts of the graph without a connection are clusters whatever their number: the caller merges what is too much.
+    Parts of the graph without a connection are clusters of their own. Only where there are more than are sought (sounds
+    that come again and again are each other's nearest) do those as near as ``settings.threshold`` merge.
     """
+    high = min(high, max(low, settings.most_clusters))
     parts, component = connected_components(graph, directed=False)
-    if parts >= high:
+    if parts > high:
+        return merge_near(rows, component, settings.threshold, low)
+    if parts == high:
         return component.astype(np.intp)
-    values, vectors = smallest_eigenpairs(graph, component, min(high + (low < high), graph.shape[0]), seed)
+    values, vectors = smallest_eigenpairs(graph, component, min(high + (low < high), graph.shape[0]), settings.seed)
     clusters = low if low == high else max(parts, eigengap(values, low, high))
-    return k_means(vectors[:, :clusters], clusters, seed)
+    return k_means(vectors[:, :clusters], clusters, settings.seed)
 
 
 def eigengap(values: Floats, low: int, high: int) -> int:

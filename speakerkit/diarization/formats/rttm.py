@@ -7,6 +7,7 @@ from pathlib import Path
 
 from speakerkit.diarization.formats.text import (
     DECIMALS,
+    MISSING,
     Collected,
     Place,
     escape,
@@ -17,14 +18,12 @@ from speakerkit.diarization.formats.text import (
 )
 from speakerkit.diarization.turns import Diarization, Span, Turn, regions
 
-MISSING = "<NA>"
 UNSAFE = r"\s\u0080-\U0010ffff"  # fields are divided by blanks, and not every tool reads more than ASCII
 # Record types that NIST's format has beside SPEAKER; what they say is not about turns.
 OTHER_TYPES = {
     "SEGMENT", "NOSCORE", "NO_RT_METADATA", "LEXEME", "NON-LEX", "NON-SPEECH", "FILLER", "EDIT", "IP", "SU", "CB",
     "A/P", "SPKR-INFO",
 }  # fmt: skip
-LETTERS = {"A": 1, "B": 2}  # channels of telephone calls
 COMMENT = ";;"
 
 
@@ -60,7 +59,7 @@ def read_rttm(path: str | Path) -> dict[str, Diarization]:
                 f"has {len(fields)} fields",
                 "they are: SPEAKER recording channel start duration <NA> <NA> speaker <NA> <NA>, names without blanks",
             )
-        recording, channel = unescape(fields[1]), channel_number(place, fields[2])
+        recording, channel = unescape(fields[1]), place.channel(fields[2])
         found.add(recording, _turn(place, fields), channel)
     return found.diarizations()
 
@@ -75,21 +74,6 @@ def _turn(place: Place, fields: list[str]) -> Turn:
 def name_field(name: str) -> str:
     """A name as a field: blanks and what is not ASCII escaped, and a name that would stand for nothing."""
     return "%3CNA>" if name == MISSING else escape(name, UNSAFE)
-
-
-def channel_number(place: Place, word: str) -> int:
-    """A channel's number; letters count from A.
-
-    Raises:
-        DataError: neither number nor letter.
-    """
-    if word == MISSING:
-        return 1
-    if word in LETTERS:
-        return LETTERS[word]
-    if not (word.isascii() and word.isdigit() and len(word) < 6):
-        raise place.error(f"has the channel {word[:50]!r}", "channels are numbers")
-    return int(word)
 
 
 def write_uem(spans: Mapping[str, Iterable[Span]]) -> str:
@@ -117,7 +101,7 @@ def read_uem(path: str | Path) -> dict[str, tuple[Span, ...]]:
         fields = line.split()
         if len(fields) != 4:
             raise place.error(f"has {len(fields)} fields", "they are: recording channel start end")
-        channel_number(place, fields[1])
+        place.channel(fields[1])
         start, end = place.seconds(fields[2]), place.seconds(fields[3])
         if end <= start:
             raise place.error(f"has a region from {start:g} to {end:g} s", "regions have a length")

@@ -197,8 +197,6 @@ def _read_row(found: Collected, place: Place, header: list[str], cells: list[str
         raise place.error(f"has {len(cells)} columns", f"the header has {len(header)}")
     row = dict(zip(header, cells, strict=True))
     start, end = place.seconds(row["start"].strip()), place.seconds(row["end"].strip())
-    channel = row.get("channel", "").strip() or "1"
-    if not (channel.isascii() and channel.isdigit() and len(channel) < 6):
-        raise place.error(f"has the channel {channel[:50]!r}", "channels are numbers")
+    channel = place.channel(row.get("channel", "").strip())
     turn = place.turn(start, end, unescape(row["speaker"]), place.confidence(row.get("confidence", "").strip()))
-    found.add(unescape(row.get("recording", "")) or stem(found.path), turn, int(channel))
+    found.add(unescape(row.get("recording", "")) or stem(found.path), turn, channel)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import math
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,7 +13,9 @@ from pathlib import Path
 from speakerkit.diarization.turns import Diarization, Turn
 from speakerkit.errors import DataError
 
+MISSING = "<NA>"  # NIST's word for a field that says nothing
 LONGEST_RECORDING = 1e7  # seconds (116 days): a time beyond is damage, or not in seconds
+LETTERS = {"A": 1, "B": 2}
 CONTROLS = (
     r"\x00-\x1f\x7f-\x9f\u2028\u2029"  # what breaks or hides lines; no format but JSON and TextGrid could hold it
 )
@@ -72,6 +75,11 @@ def escape(name: str, unsafe: str = "") -> str:
             two such digits follow, so that :func:`unescape` gives every name back.
     """
     return re.sub(rf"[{CONTROLS}{unsafe}]|%(?=[0-9A-Fa-f]{{2}})", _percent, name)
+
+
+def file_name(recording: str) -> str:
+    """A recording's id as the name of a file, without what some file systems refuse; :func:`stem` undoes it."""
+    return escape(recording, r"/\\:*?\"<>|")
 
 
 def _percent(match: re.Match[str]) -> str:
@@ -138,12 +146,26 @@ class Place:
 
     def confidence(self, word: str) -> float | None:
         """A confidence in [0, 1]; none for what stands for nothing."""
-        if word in ("", "<NA>", "null"):
+        if word in ("", MISSING, "null"):
             return None
         value = float(word) if NUMBER.fullmatch(word) else math.nan
         if not 0 <= value <= 1:
             raise self.error(f"has the confidence {word[:50]!r}", "it lies between 0 and 1")
         return value
+
+    def channel(self, word: str) -> int:
+        """A channel's number; letters, which stand for the sides of a telephone call, count from A.
+
+        Raises:
+            DataError: neither number nor letter.
+        """
+        if word in ("", MISSING):
+            return 1
+        if word in LETTERS:
+            return LETTERS[word]
+        if not (word.isascii() and word.isdigit() and len(word) < 6):
+            raise self.error(f"has the channel {word[:50]!r}", "channels are numbers")
+        return int(word)
 
     def turn(self, start: float, end: float, speaker: str, confidence: float | None = None) -> Turn:
         """A turn.
@@ -193,16 +215,14 @@ def by_key(diarizations: Iterable[Diarization], path: str | Path) -> dict[str, D
     """By recording, or ``recording:channel`` where there are several channels of one; sorted.
 
     Raises:
-        DataError: a recording (and channel) that comes twice.
+        DataError: a recording (and channel) that comes twice, or is called like a channel of another.
     """
-    channels: dict[str, dict[int, Diarization]] = {}
-    for each in diarizations:
-        known = channels.setdefault(each.recording, {})
-        if each.channel in known:
+    listed = sorted(diarizations, key=lambda each: (each.recording, each.channel))
+    channels = Counter(each.recording for each in listed)
+    found: dict[str, Diarization] = {}
+    for each in listed:
+        key = each.recording if channels[each.recording] == 1 else f"{each.recording}:{each.channel}"
+        if key in found:
             raise DataError(path, f"recording {each.recording[:200]!r} comes twice", "keep one of them")
-        known[each.channel] = each
-    return {
-        name if len(known) == 1 else f"{name}:{channel}": known[channel]
-        for name, known in sorted(channels.items())
-        for channel in sorted(known)
-    }
+        found[key] = each
+    return found
