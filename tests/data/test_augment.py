@@ -220,7 +220,7 @@ def test_gain_and_clip_do_what_they_say() -> None:
         assert np.all(np.diff(soft[np.argsort(clean)]) >= 0)  # monotonous: clipped, not folded
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(count=st.integers(1, 16000), seed=st.integers(0, 2**32 - 1), rate=st.sampled_from([8000, 16000]))
 def test_every_length_is_kept_and_finite(every: dict[str, Any], count: int, seed: int, rate: int) -> None:
     samples = np.random.default_rng(seed).uniform(-1, 1, count).astype(np.float32)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from speakerkit.data.sampling import BalancedOrder, PositionBatches, ShuffledOrder
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(
     sizes=st.lists(st.integers(0, 7), min_size=1, max_size=12).filter(any),
     window=st.integers(1, 5),

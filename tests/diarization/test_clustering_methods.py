@@ -53,7 +53,7 @@ def test_the_number_asked_for_is_kept(method: str, asked: int) -> None:
 
 
 @pytest.mark.parametrize("method", METHOD_NAMES)
-@settings(max_examples=34, deadline=None, derandomize=True)
+@settings(max_examples=34, derandomize=True)
 @given(data=st.data())
 def test_bounds_hold_on_random_cases(method: str, data: st.DataObject) -> None:
     """34 cases of each of the six methods, with rows that are equal, opposite, or alike."""

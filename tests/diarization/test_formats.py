@@ -72,7 +72,7 @@ def test_every_format_gives_back_the_same_turns(name: str, seed: int, tmp_path: 
         assert read.duration == 101.234
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(speaker=st.text(min_size=1, max_size=8), recording=st.text(min_size=1, max_size=4))
 def test_any_name_survives_every_format(speaker: str, recording: str, tmp_path_factory: pytest.TempPathFactory) -> None:
     folder = tmp_path_factory.mktemp("names")

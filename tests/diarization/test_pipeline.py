@@ -97,7 +97,7 @@ def test_embeddings_are_mean_directions(ear: Embedder) -> None:
         assert vector.argmax() == number  # its band
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(data=st.data())
 def test_the_number_asked_for_is_kept(data: st.DataObject, onnx_bundle: Path) -> None:
     samples, true = conversation(
@@ -241,7 +241,7 @@ TURNS = st.lists(
 
 
 @given(TURNS)
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_one_at_a_time_keeps_the_speech_and_everybody(turns: list[Turn]) -> None:
     whole = Diarization("a", tuple(turns))
     alone = Diarization("a", exclusive_turns(whole.turns))

@@ -43,7 +43,7 @@ def levels_for_speech():
     st.sampled_from([0.0, 0.1, 0.25]),
     st.sampled_from([0.1, 0.2, 0.4]),
 )
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_speech_is_that_of_the_whole(
     stretches: list[tuple[float, bool, int]], pad: float, min_speech: float, min_silence: float
 ) -> None:

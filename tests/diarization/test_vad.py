@@ -55,7 +55,7 @@ def hysteresis(probabilities: list[float], upper: float, lower: float) -> list[b
 
 
 @given(st.lists(st.floats(0, 1, width=32), max_size=60), st.floats(0.2, 0.9), st.floats(0.05, 0.9))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_thresholds_are_a_hysteresis(values: list[float], upper: float, lower: float) -> None:
     chosen = VadSettings(threshold=upper, negative_threshold=min(lower, upper), pad=0, min_silence=0, min_speech=0)
     spans = find_spans(np.array(values), len(values) * HOP, chosen)
@@ -71,7 +71,7 @@ def test_thresholds_are_a_hysteresis(values: list[float], upper: float, lower: f
     min_speech=st.floats(0, 0.5),
     most=st.none() | st.floats(1.2, 3.0),
 )
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 def test_spans_keep_what_the_settings_promise(
     values: list[float],
     quiet: list[tuple[int, int]],
@@ -256,7 +256,7 @@ def test_memory_does_not_grow(write_minutes: Callable[[int], Path], minutes: tup
 
 
 @given(st.lists(st.tuples(st.integers(-20, 120), st.integers(-20, 120)), max_size=8))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_given_spans_are_clipped_and_joined(pairs: list[tuple[int, int]]) -> None:
     found = clip_spans(pairs, 100)
     covered = {n for start, end in pairs for n in range(max(0, start), min(100, end))}

@@ -44,7 +44,7 @@ def test_by_hand() -> None:
 
 
 @given(spans=SPANS, length=st.floats(0.3, 3), share=st.floats(0.2, 1), minimum=st.floats(0, 0.3))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_windows_cover_the_speech(
     spans: list[tuple[float, float]], length: float, share: float, minimum: float
 ) -> None:
@@ -67,7 +67,7 @@ def test_windows_cover_the_speech(
 
 
 @given(spans=SPANS)
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_scales_share_their_places(spans: list[tuple[float, float]]) -> None:
     scales = multi_scale(spans, (1.5, 1.0, 0.5))
     base = cut_windows(spans, 0.5, 0.25)

@@ -126,7 +126,7 @@ def test_separated_scores_have_finite_weights_by_the_ridge_only() -> None:
 
 
 @given(TRIALS)
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_pav_equals_isotonic_regression(trials: tuple[list[int], list[int]]) -> None:
     """With one target below and one nontarget above all."""
     scores = np.array([*trials[0], *trials[1]], float)

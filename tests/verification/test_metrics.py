@@ -71,7 +71,7 @@ def counted_costs(scores: np.ndarray, labels: np.ndarray, p_target: float, c_mis
 
 
 @given(TRIALS)
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_eer_equals_scikit_learn(trials: tuple[list[int], list[int]]) -> None:
     scores, labels = joined(*trials)
     assert eer(scores, labels).value == pytest.approx(sklearn_eer(scores, labels), abs=1e-9)
@@ -123,7 +123,7 @@ def test_min_dcf_of_two_gaussians(p_target: float) -> None:
 
 
 @given(TRIALS, st.sampled_from([(0.01, 1, 1), (0.05, 1, 1), (0.5, 1, 1), (0.9, 2, 3), (0.01, 10, 1)]))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_min_dcf_equals_counting(trials: tuple[list[int], list[int]], costs: tuple[float, float, float]) -> None:
     scores, labels = joined(*trials)
     value = min_dcf(scores, labels, *costs)
@@ -132,7 +132,6 @@ def test_min_dcf_equals_counting(trials: tuple[list[int], list[int]], costs: tup
 
 
 @given(TRIALS, st.randoms(use_true_random=False))
-@settings(deadline=None)
 def test_order_does_not_matter(trials: tuple[list[int], list[int]], random: object) -> None:
     scores, labels = joined(*trials)
     order = list(range(len(scores)))
@@ -141,7 +140,6 @@ def test_order_does_not_matter(trials: tuple[list[int], list[int]], random: obje
 
 
 @given(TRIALS)
-@settings(deadline=None)
 def test_rising_maps_change_nothing_and_falling_ones_mirror(trials: tuple[list[int], list[int]]) -> None:
     scores, labels = joined(*trials)
     value = eer(scores, labels).value
@@ -152,7 +150,6 @@ def test_rising_maps_change_nothing_and_falling_ones_mirror(trials: tuple[list[i
 
 
 @given(TRIALS)
-@settings(deadline=None)
 def test_the_threshold_stands_at_the_crossing(trials: tuple[list[int], list[int]]) -> None:
     scores, labels = joined(*trials)
     result = eer(scores, labels)
@@ -269,7 +266,7 @@ def sklearn_min_cllr(scores: np.ndarray, labels: np.ndarray) -> float:
 
 
 @given(TRIALS)
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_min_cllr_equals_isotonic_regression(trials: tuple[list[int], list[int]]) -> None:
     scores, labels = joined(*trials)
     value = min_cllr(scores, labels)
@@ -298,7 +295,6 @@ def test_a_cascade_of_merges_is_pooled_in_one_pass() -> None:
 
 
 @given(TRIALS, st.floats(0.01, 0.99))
-@settings(deadline=None)
 def test_the_convex_hull_keeps_every_least_cost(trials: tuple[list[int], list[int]], p_target: float) -> None:
     curve = error_curve(*joined(*trials))
     hull = curve.convex_hull()
@@ -309,7 +305,6 @@ def test_the_convex_hull_keeps_every_least_cost(trials: tuple[list[int], list[in
 
 
 @given(TRIALS, st.sampled_from([(0.01, 1, 1), (0.5, 1, 1), (0.9, 2, 3), (0.119202922, 1, 1)]))
-@settings(deadline=None)
 def test_act_dcf_equals_counting(trials: tuple[list[int], list[int]], costs: tuple[float, float, float]) -> None:
     scores, labels = joined(*trials)
     p_target, c_miss, c_fa = costs
@@ -321,7 +316,6 @@ def test_act_dcf_equals_counting(trials: tuple[list[int], list[int]], costs: tup
 
 
 @given(TRIALS)
-@settings(deadline=None)
 def test_cllr_equals_its_definition(trials: tuple[list[int], list[int]]) -> None:
     scores, labels = joined(*trials)
     targets, nontargets = scores[labels], scores[~labels]
@@ -352,7 +346,7 @@ def test_costs_of_calibrated_gaussians(distance: float) -> None:
 
 
 @given(TRIALS, st.sampled_from([0.0, 0.04, 0.1, 0.29, 0.5, 0.99]))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_asked_rates_are_kept_as_well_as_can_be(trials: tuple[list[int], list[int]], rate: float) -> None:
     scores, labels = joined(*trials)
     curve = error_curve(scores, labels)
