@@ -100,7 +100,10 @@ stage_1() {
     return
   fi
   local found=$data split
-  [ -d "$data/$folder" ] || { make_librimix && found=$workdir/data/librimix; }
+  if [ ! -d "$data/$folder" ]; then
+    make_librimix
+    found=$workdir/data/librimix
+  fi
   for split in train-100 train-360 dev test; do
     [ "$split" = train-360 ] && [ ! -d "$found/$folder/$split" ] || prepare_split "$found" "$split"
   done
@@ -125,9 +128,10 @@ make_librimix() {
 # Of dev and test, enrolments are those of a list if there is one: enrolments/dev.tsv, enrolments/test.txt or the like.
 prepare_split() { # folder of the corpus, split
   local list enrolled=() subset=$folder/$2/$kind
-  list=$(find -L "$data/enrolments" -name "$2.*" 2>/dev/null | sort | head -n 1)
-  [ -z "$list" ] || enrolled=(--trials "$list")
-  [[ $list != *.tsv ]] || subset=$(dirname "$folder/x" | cut -d/ -f2-)/$kind # USED's, of 2 and of 3 speakers
+  for list in "$data/enrolments/$2".*; do
+    [ ! -f "$list" ] || enrolled=(--trials "$list")
+    [[ $list != *.tsv ]] || subset=${folder#*/}/$kind # USED's, of 2 and of 3 speakers
+  done
   speakerkit data prepare librimix "$1" "$lists/$2" --subset "$subset" "${enrolled[@]}" --workers "$nj"
 }
 
@@ -137,9 +141,10 @@ stage_2() {
     [ ! -d "$sources/voices" ] || join "$sources/train" "$sources/voices"/*
     return
   fi
-  # What is trained on is mixed in training, without end. In half of the mixtures of absent, somebody else is wanted, too.
-  draw valid "$sources/calibration" 50
-  draw absent "$sources/calibration" 50 --absent-share 0.5 --seed 1
+  # What is trained on is mixed in training, without end. Of each mixture of absent, somebody else is wanted, too.
+  local held=$((mixtures < 50 ? mixtures : 50))
+  draw valid "$sources/calibration" "$held"
+  draw absent "$sources/calibration" "$held" --absent-share 1 --seed 1
   draw test "$sources/test" "$mixtures"
 }
 
@@ -253,5 +258,4 @@ main() { # one function, so that bash has read all of this file before it runs f
   fi
 }
 
-main
-exit
+main; exit

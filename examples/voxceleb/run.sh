@@ -247,5 +247,4 @@ main() { # one function, so that bash has read all of this file before it runs f
   fi
 }
 
-main
-exit
+main; exit

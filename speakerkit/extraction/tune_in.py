@@ -101,7 +101,8 @@ class CrossAttention(nn.Module):
         salience = scores.logsumexp(-1)
         if asking is None:
             return found.mean(2), attention, salience.mean(2)
-        share = (asking / asking.sum(1, keepdim=True)).unsqueeze(1)  # (B, 1, S)
+        asked = asking.to(found.dtype)
+        share = (asked / asked.sum(1, keepdim=True)).unsqueeze(1)  # (B, 1, S)
         return (share.unsqueeze(-1) * found).sum(2), attention, (share * salience).sum(2)
 
 
@@ -309,6 +310,7 @@ class TuneIn(Extractor):
 
 def _normalised(norm: GlobalNorm, x: Tensor, real: Tensor) -> Tensor:
     """gLN of (N, C, T) by the statistics of the frames in ``real`` (N, T)."""
+    x = _precise(x)
     shown = real.unsqueeze(1).to(x.dtype)  # (N, 1, T)
     count = x.shape[1] * shown.sum(-1, keepdim=True)
     centred = x - (shown * x).sum((1, 2), keepdim=True) / count

@@ -1,6 +1,6 @@
 """USED: the voices of known speakers and when each of them speaks, in one network (Ao et al., "USED", 2024).
 
-Equations, tables and algorithm 1 are those of "USED: Universal Speaker Extraction and Diarization". A step of training::
+Equations, tables and algorithm 1 are those of "USED: Universal Speaker Extraction and Diarization". A training step::
 
     voices = model.enrol(enrolments, lengths)  # (B * L, D) of all L speakers of each mixture
     slots = model.assign(voices.unflatten(0, (B, L)), present, identities)
@@ -210,8 +210,9 @@ class Interaction(nn.Module):
         super().__init__()
         self.kernel, self.frame = kernel, frame
         self.conv = nn.Conv1d(1, 1, kernel)
-        nn.init.constant_(self.conv.weight, 1 / kernel)
-        nn.init.zeros_(self.conv.bias)
+        weight, bias = self.conv.parameters()
+        nn.init.constant_(weight, 1 / kernel)
+        nn.init.zeros_(bias)
 
     def forward(self, logits: Tensor, samples: int) -> Tensor:
         """Logits (B, k', M), through which no gradient goes back, to r (B, k', S), S being ``samples``."""
