@@ -225,9 +225,15 @@ class Interaction(nn.Module):
 
 
 def gates(logits: Tensor, samples: int, frame: int) -> Tensor:
-    """Probabilities of logits (B, k', M), without gradient, at each of the samples: (B, k', S) in float32."""
-    probabilities = torch.sigmoid(logits.detach().float())
-    return F.interpolate(probabilities, size=frame * logits.shape[-1], mode="linear")[..., :samples]
+    """Probabilities of logits (B, k', M), without gradient, at each of the samples: (B, k', S) in float32.
+
+    Linear between the centres of frames, and constant before the first and after the last.
+    """
+    p = torch.sigmoid(logits.detach().float()).unsqueeze(-1)  # (B, k', M, 1)
+    earlier, later = torch.cat([p[:, :, :1], p[:, :, :-1]], dim=2), torch.cat([p[:, :, 1:], p[:, :, -1:]], dim=2)
+    place = (torch.arange(frame, device=p.device) + 0.5) / frame - 0.5  # in frames, from the centre of one
+    between = (p + place.clamp_min(0) * (later - p) - place.clamp_max(0) * (earlier - p)).flatten(2)
+    return F.pad(between, (0, samples - between.shape[-1]))  # not [..., :samples], of which an exporter forgets it
 
 
 @register_extractor("used")
