@@ -29,7 +29,8 @@ def test_metric_losses_are_validated_by_trials(experiment: Experiment, tmp_path:
     log = log_of(folder)
     assert "nan" not in log
     assert "accuracy" not in log
-    assert "WARNING" not in log
+    warnings = [line for line in log.splitlines() if "WARNING" in line]
+    assert all("waiting for data" in line for line in warnings)  # as on a busy machine
     assert ("margin" in log) == (name == "triplet")
     assert (folder / "checkpoints" / "best.pt").is_file()
 
