@@ -305,7 +305,8 @@ class TuneIn(Extractor):
         if self.mode != "offline":
             return super().enrol(enrolment, lengths)
         steering, salience = self.candidates(enrolment, lengths)
-        return torch.take_along_dim(steering, salience.argmax(1)[:, None, None], dim=1).squeeze(1)
+        rows = torch.arange(enrolment.shape[0], device=enrolment.device)
+        return steering[rows, salience.argmax(1)]
 
 
 def _normalised(norm: GlobalNorm, x: Tensor, real: Tensor) -> Tensor:

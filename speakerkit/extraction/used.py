@@ -120,12 +120,13 @@ class EmbeddingAssignment(nn.Module):
             complete: nobody else speaks in the mixture, so that the residual slot is empty too.
         """
         place = torch.arange(self.count, device=voices.device)
-        filled = voices[:, place.clamp(max=voices.shape[1] - 1)]
-        slots = torch.where((place < voices.shape[1]).view(1, -1, 1), filled, self.empty.to(voices.dtype))
+        last = torch.arange(voices.shape[1], device=voices.device)[-1]  # a tensor: an exporter fixes a size here
+        filled = voices[:, torch.minimum(place, last)]
+        slots = torch.where((place <= last).view(1, -1, 1), filled, self.empty.to(voices.dtype))
         if self.residual is None:
             return slots
-        last = (self.empty if complete else self.residual).to(voices.dtype)
-        return torch.cat([slots, last.expand(len(voices), 1, -1)], dim=1)
+        rest = (self.empty if complete else self.residual).to(voices.dtype)
+        return torch.cat([slots, rest.expand(voices.shape[0], 1, -1)], dim=1)
 
     def forward(
         self,
@@ -198,8 +199,10 @@ class DiarizationDecoder(nn.Module):
 class Interaction(nn.Module):
     """How loud an output may be at each sample, by the diarization (section III-H): r of eq. 5.
 
-    The convolution begins as a moving mean, since a drawn one is as likely as not to be negative, which ReLU makes a
-    silence without gradient. In float32 always: r multiplies waveforms.
+    ReLU must not close for good, which would be silence without gradient. A drawn convolution is as likely as not to
+    be negative, so this one begins as a moving mean. And since SI-SDR does not mind the scale of the output but the
+    power of quiet parts does, r shrinks before the diarization has learnt anything; weights of 1, with the sum over
+    L^im divided by it, make steps of one size for all parameters small ones here. In float32: r multiplies waveforms.
 
     Args:
         kernel: L^im, samples.
@@ -211,7 +214,7 @@ class Interaction(nn.Module):
         self.kernel, self.frame = kernel, frame
         self.conv = nn.Conv1d(1, 1, kernel)
         weight, bias = self.conv.parameters()
-        nn.init.constant_(weight, 1 / kernel)
+        nn.init.ones_(weight)
         nn.init.zeros_(bias)
 
     def forward(self, logits: Tensor, samples: int) -> Tensor:
@@ -220,7 +223,7 @@ class Interaction(nn.Module):
             gate = gates(logits, samples, self.frame).flatten(0, 1).unsqueeze(1)  # (B * k', 1, S)
             before = (self.kernel - 1) // 2
             padded = F.pad(gate, (before, self.kernel - 1 - before), mode="replicate")
-            r: Tensor = torch.relu(self.conv(padded))
+            r: Tensor = torch.relu(self.conv(padded)) / self.kernel
         return r.squeeze(1).unflatten(0, logits.shape[:2])
 
 
@@ -363,12 +366,12 @@ class USED(Extractor):
             fault = f"is told {voices.shape[1]} voices, {self.count} at once are the most"
             raise DataError("the model", fault, "give fewer at a time")
         order = torch.argsort(voices.sum(-1), dim=1)
-        ranked = torch.take_along_dim(voices, order.unsqueeze(-1), dim=1)
-        heard = self.hear(mixture, self.assignment.known(ranked, complete))
-        back = torch.argsort(order, dim=1).unsqueeze(-1)  # (B, K, 1)
+        rows = torch.arange(voices.shape[0], device=voices.device).unsqueeze(1)
+        heard = self.hear(mixture, self.assignment.known(voices[rows, order], complete))
+        back = torch.argsort(order, dim=1)  # (B, K) the slot of each
 
         def own(outputs: Tensor) -> Tensor:
-            return torch.take_along_dim(outputs, back, dim=1)
+            return outputs[rows, back]
 
         scales, logits = (tuple(own(each) for each in parts) for parts in (heard.scales, heard.logits))
         return Diarized(own(heard.waveform), scales, logits=logits)

@@ -262,7 +262,8 @@ def test_interaction_multiplies_by_what_the_diarization_says() -> None:
     with torch.no_grad():  # eq. 5 with a layer of its own weights
         module.conv.weight.normal_()
         gate = F.interpolate(torch.sigmoid(logits), scale_factor=160, mode="linear")
-        expected = F.conv1d(F.pad(gate, (7, 8), mode="replicate"), module.conv.weight, module.conv.bias).relu()
+        padded = F.pad(gate, (7, 8), mode="replicate")
+        expected = F.conv1d(padded, module.conv.weight / 16, module.conv.bias / 16).relu()
         assert torch.allclose(module(logits, 1915), expected[..., :1915], atol=1e-6)
     with torch.autocast("cpu", torch.bfloat16):
         assert module(logits, 1915).dtype == torch.float32
@@ -367,7 +368,10 @@ def test_more_references_than_slots_are_refused() -> None:
 
 @pytest.mark.slow
 def test_four_mixtures_are_learnt_by_heart() -> None:
-    """Voices, and when they speak: 15 dB where they do, and less than 5 % of diarization errors."""
+    """Voices, and when they speak: 15 dB where they do, alone or not, and less than 5 % of diarization errors.
+
+    Over both together SI-SDR is some dB lower: eq. 9 minds no gain between the two.
+    """
     sources = harmonic_voices(8).view(4, 2, -1).clone()
     quarter = sources.shape[-1] // 4
     sources[:, 0, 3 * quarter :] = 0
@@ -395,7 +399,9 @@ def test_four_mixtures_are_learnt_by_heart() -> None:
         if number % 10 == 9:
             with torch.no_grad():
                 heard = model(sources.sum(1), voices, complete=True)
-            quality = si_sdr(heard.waveform, sources).mean()
+            own, other = speaking, speaking.flip(1)
+            shares = own * other, own * (1 - other)
+            quality = torch.stack([si_sdr(heard.waveform, sources, share).mean() for share in shares]).min()
             said = heard.activity > 0.5
             wrong = torch.maximum(said.sum(1), labels.sum(1)) - (said & labels.bool()).sum(1)
             if quality > 15 and wrong.sum() < 0.05 * labels.sum():
