@@ -124,14 +124,17 @@ class SequenceNorm(nn.Module):
 class RecurrentLayer(nn.Module):
     """Normalisation, an LSTM and a linear layer beside a residual path: (L, M, N) to the same, M sequences of L."""
 
-    def __init__(self, features: int, hidden: int, bidirectional: bool, local_norm: bool) -> None:
+    def __init__(
+        self, features: int, hidden: int, bidirectional: bool, local_norm: bool, dropout: float = 0.0
+    ) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(features, EPS) if local_norm else SequenceNorm(features)
         self.lstm = nn.LSTM(features, hidden, bidirectional=bidirectional)
+        self.dropout = nn.Dropout(dropout)
         self.linear = nn.Linear((1 + bidirectional) * hidden, features)
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.linear(lstm_outputs(self.lstm, self.norm(x)))
+        return x + self.linear(self.dropout(lstm_outputs(self.lstm, self.norm(x))))
 
 
 class AlongTime(RecurrentLayer):
@@ -159,6 +162,23 @@ class AcrossBands(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.layers(self.norm(x).flatten(2)).unflatten(2, x.shape[2:])
+
+
+class Exchange(nn.Module):
+    """What each voice's features learn from the mean of the other voices': (T, B, K, Q, N) to the same.
+
+    After "transform, average, concatenate" (Luo et al. 2020, 1910.14104); a voice without others learns nothing.
+    """
+
+    def __init__(self, features: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(features, EPS)
+        self.layers = nn.Sequential(nn.Linear(2 * features, features), nn.SiLU(), nn.Linear(features, features))
+
+    def forward(self, x: Tensor) -> Tensor:
+        own = self.norm(x)
+        others = (own.sum(2, keepdim=True) - own) / max(x.shape[2] - 1, 1)
+        return x + self.layers(torch.cat([own, others], dim=-1))
 
 
 class VoiceLayer(nn.Module):
@@ -239,6 +259,8 @@ class BSRNN(Extractor):
             Much the cheaper of the two. With a single band, a spectrum undivided, there is neither.
         separate: sources that the repeats before the voice joins are to separate in training as well, for a loss that
             knows no order (``Extracted.separated``); 0 for none.
+        exchange: let voices that are ``complete`` hear each other before every repeat from the first join on.
+        dropout: share of LSTM outputs that training leaves out.
 
     Raises:
         ConfigError: the voice joins nowhere, or not before a repeat; or before all, with sources to ``separate``.
@@ -267,6 +289,8 @@ class BSRNN(Extractor):
         local_norm: bool = False,
         band_mlp: int = 0,
         separate: int = 0,
+        exchange: bool = False,
+        dropout: float = 0.0,
     ) -> None:
         super().__init__()
         hidden = hidden or 2 * features
@@ -282,22 +306,24 @@ class BSRNN(Extractor):
         self.split = BandSplit(split, 2 + log_magnitude, features, local_norm)
         self.repeats = nn.ModuleList()
         for _ in range(repeats):
-            layers: list[nn.Module] = [AlongTime(features, hidden, bidirectional, local_norm)]
+            layers: list[nn.Module] = [AlongTime(features, hidden, bidirectional, local_norm, dropout)]
             if len(split) > 1 and band_mlp:
                 layers.append(AcrossBands(len(split), features, band_mlp))
             elif len(split) > 1:
-                layers.append(AlongBands(features, hidden, True, local_norm))
+                layers.append(AlongBands(features, hidden, True, local_norm, dropout))
             self.repeats.append(nn.Sequential(*layers))
         self.first_join = min(join)
         self.voice = nn.Sequential(nn.Linear(voice_size, voice_hidden), nn.ReLU()) if voice_hidden else nn.Identity()
         self.joins = nn.ModuleDict(
             {str(i): VoiceLayer(conditioning, features, voice_hidden or voice_size) for i in join}
         )
+        later = range(self.first_join, repeats) if exchange else ()
+        self.exchanges = nn.ModuleDict({str(i): Exchange(features) for i in later})
         widths = (4 * features,) * 2 if mask_hidden is None else mask_hidden
         self.masks = BandMasks(split, features, widths, local_norm)
         self.blind_masks = BandMasks(split, features, widths, local_norm, separate) if separate else None
 
-    def forward(self, mixture: Tensor, voices: Tensor) -> Extracted:
+    def forward(self, mixture: Tensor, voices: Tensor, complete: bool = False) -> Extracted:
         mixture, level = levelled(mixture)
         spectrum = self.stft(mixture)  # (batch, frames, 2, F)
         x = self.split(self._seen(spectrum))  # (frames, batch, Q, N)
@@ -310,9 +336,14 @@ class BSRNN(Extractor):
         x = x.unsqueeze(2).expand(-1, -1, voices.shape[1], -1, -1).flatten(1, 2)  # (frames, batch * voices, Q, N)
         voice = self.voice(voices.flatten(0, 1))
         for i, repeat in enumerate(repeats[self.first_join :], self.first_join):
-            x = repeat(self.joins[str(i)](x, voice) if str(i) in self.joins else x)
+            x = self.joins[str(i)](x, voice) if str(i) in self.joins else x
+            if complete and str(i) in self.exchanges:
+                x = self.exchanges[str(i)](x.unflatten(1, voices.shape[:2])).flatten(1, 2)
+            x = repeat(x)
         masks = self.masks(x).unflatten(0, voices.shape[:2]).squeeze(2)  # (batch, voices, frames, 2, F)
         waveform = self._estimates(spectrum, masks, mixture.shape[-1])
+        if complete:
+            waveform = waveform + (mixture.unsqueeze(1) - waveform.sum(1, keepdim=True)) / voices.shape[1]
         return Extracted(waveform * level.unsqueeze(1), separated=separated)
 
     def _seen(self, spectrum: Tensor) -> Tensor:

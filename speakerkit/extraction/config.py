@@ -89,6 +89,7 @@ class ExtractionConfig:
             ``None`` for blind separation.
         tune: whether the embedder is trained on, by what it is good for here.
         init: folder of a trained extraction model to start from.
+        complete_share: of the steps, those in which the model is told that its voices are all that is in the mixture.
     """
 
     data: MixtureData
@@ -97,6 +98,7 @@ class ExtractionConfig:
     tune: bool = False
     loss: LossSettings = field(default_factory=LossSettings)
     init: str | None = None
+    complete_share: float = 0.0
     seed: int = 42
 
     def __post_init__(self) -> None:

@@ -32,6 +32,7 @@ PEAK = 0.9  # LibriMix's: above it a mixture is made quieter as a whole
 FADE = 0.005  # seconds at a cut within a crop, so that it is no click
 CACHED_BYTES = 128 << 20  # of decoded recordings that a process keeps: all of a small corpus
 SHORTEST_SPEECH = 0.1  # seconds that count as somebody speaking; spans of speech have 0.05 s of margin on each side
+EQUALISED_FROM = 125.0  # Hz, the lowest frequency for which a gain is drawn
 SLOWEST, FASTEST = 0.5, 2.0  # speed factors that still sound like speech
 
 logger = logging.getLogger(__name__)
@@ -86,6 +87,8 @@ class MixtureSettings:
             have the whole length.
         overlap: of sparse mixtures, share of the length that a voice and the next one have in common.
         speeds: factors to draw from; each but 1.0 makes another speaker of every speaker.
+        equalise: dB; every voice is filtered by gains drawn for some frequencies from a normal distribution of this
+            deviation. 0 leaves voices as they are.
         noise_share, snr: of the mixtures, those with noise, where there is a store; dB of the first speaker's speech
             over it.
         reverb_share: of the mixtures, those in a room, where there is a store of responses.
@@ -112,6 +115,7 @@ class MixtureSettings:
     sparse_share: float = 0.0
     overlap: Range = (0.0, 0.8)
     speeds: tuple[float, ...] = (1.0,)
+    equalise: float = 0.0
     noise_share: float = 0.8
     snr: Range = (5.0, 20.0)
     reverb_share: float = 0.5
@@ -331,6 +335,8 @@ class Mixtures:
         """A voice alone, (S,), in its window, and where in it is speech."""
         rate, size = self.settings.sample_rate, round(self.settings.seconds * self.settings.sample_rate)
         samples, spans = self._speech(item, speed, rate)
+        if self.settings.equalise:
+            samples = _equalised(samples, rate, self.settings.equalise, rng)
         power = np.mean(np.concatenate([np.square(samples[first:last]) for first, last in spans]))
         gain = np.float32(10 ** (level / 20) / np.sqrt(power))
         room = window[1] - window[0]
@@ -522,6 +528,15 @@ class PreparedMixtures:
             enrolments=enrolments,
             activity=activity,
         )
+
+
+def _equalised(samples: Samples, rate: int, deviation: float, rng: np.random.Generator) -> Samples:
+    """Filtered without delay, by gains that are linear in dB between frequencies an octave apart."""
+    octaves = np.arange(np.log2(EQUALISED_FROM), np.log2(rate / 2) + 1)
+    drawn = rng.normal(0, deviation, len(octaves))
+    frequencies = np.fft.rfftfreq(len(samples), 1 / rate)
+    gains = np.interp(np.log2(np.maximum(frequencies, 1)), octaves, drawn)
+    return np.fft.irfft(np.fft.rfft(samples) * 10 ** (gains / 20), len(samples)).astype(np.float32)
 
 
 def _draw(speakers: Sequence[str], count: int, rng: np.random.Generator) -> list[str]:

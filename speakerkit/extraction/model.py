@@ -60,13 +60,17 @@ class Conditioned(nn.Module):
         self.extractor, self.embedded = extractor, embedded
         self.register_buffer("centre", torch.zeros(extractor.voice_size if embedded else 0))
 
-    def forward(self, mixture: Tensor, voices: Tensor | None = None) -> Extracted:
-        """Mixtures (B, S) and voices (B, K, D) to estimates; a blind separator takes no voices."""
+    def forward(self, mixture: Tensor, voices: Tensor | None = None, complete: bool = False) -> Extracted:
+        """Mixtures (B, S) and voices (B, K, D) to estimates; a blind separator takes no voices.
+
+        ``complete`` is for models that take it.
+        """
         if voices is None:
             return self.extractor(mixture, None)
         if self.embedded:
             voices = F.normalize(voices - self.centre, dim=-1) * math.sqrt(voices.shape[-1])
-        return self.extractor(mixture, voices)
+        told = {"complete": True} if complete else {}
+        return self.extractor(mixture, voices, **told)
 
 
 class ExtractionNet(nn.Module):
@@ -84,14 +88,14 @@ class ExtractionNet(nn.Module):
         self.classifier = nn.Linear(conditioned.extractor.voice_size, speakers) if speakers else None
 
     def forward(
-        self, mixture: Tensor, enrolments: Tensor | None, lengths: Tensor | None
+        self, mixture: Tensor, enrolments: Tensor | None, lengths: Tensor | None, complete: bool = False
     ) -> tuple[Extracted, Tensor | None]:
         """Mixtures (B, S), enrolments (B, K, samples) of ``lengths`` (B, K) to estimates and logits (B, K, C)."""
         if enrolments is None or lengths is None:
             return self.conditioned(mixture), None
         voices = self.voices(enrolments.flatten(0, 1), lengths.flatten()).unflatten(0, lengths.shape)  # (B, K, D)
         logits = None if self.classifier is None else self.classifier(voices)
-        return self.conditioned(mixture, voices), logits
+        return self.conditioned(mixture, voices, complete), logits
 
     def voices(self, enrolments: Tensor, lengths: Tensor) -> Tensor:
         """Enrolments (N, samples), of which the first ``lengths`` (N,) are real, to voices (N, D)."""

@@ -39,7 +39,8 @@ class Extractor(nn.Module):
     """Mixtures and voices in, one waveform a voice out; a model file derives from this and registers itself.
 
     ``forward(mixture (B, S), voices (B, K, D)) -> Extracted``: what depends on the mixture alone is computed once for
-    its K voices. A blind separator takes no voices (``voices=None``) and gives its K sources in no order.
+    its K voices. A blind separator takes no voices (``voices=None``) and gives its K sources in no order. A model that
+    can be told that the voices are all that is in the mixture, nothing else being heard, takes ``complete: bool`` too.
     Any S from ``min_samples`` on; the level of the output follows that of the input.
 
     Attributes:

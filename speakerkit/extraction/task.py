@@ -136,8 +136,10 @@ class ExtractionTask:
         size = self.data.batch_size
         positions = PositionBatches(self.position, size, rank, world)
         for batch in load_batches(self.train, positions, self.data.workers, self.stack):
+            step = self.position // (size * world)
+            share = self.config.complete_share
             self.position += size * world
-            yield batch
+            yield {**batch, "complete": int((step + 1) * share) > int(step * share)}
 
     def valid_batches(self) -> Iterable[Batch]:
         """The same mixtures at every call."""
@@ -178,7 +180,7 @@ class ExtractionTask:
 
     def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss that the configuration names, and the improvement of SI-SDR over the mixture where targets speak."""
-        extracted, logits = model(batch["mixture"], batch.get("enrolments"), batch.get("lengths"))
+        extracted, logits = model(batch["mixture"], *(batch.get(each) for each in ("enrolments", "lengths")), batch.get("complete", False))
         if self.config.embedder is None:
             batch = _in_order(batch, extracted.waveform)
         loss = self._extraction_loss(extracted, batch)
