@@ -52,6 +52,9 @@ def extract(
     calibrate: Annotated[
         bool, typer.Option("--calibrate", help="Of a directory: store the threshold that its ref.scp asks for.")
     ] = False,
+    complete: Annotated[
+        bool, typer.Option("--complete", help="The targets are all that is heard: they are told from each other.")
+    ] = False,
     block: Annotated[float, typer.Option(min=0, help="Seconds of a block of long mixtures; 0 runs all whole.")] = 10.0,
     overlap: Annotated[float, typer.Option(min=0, help="Seconds that blocks share.")] = 2.0,
     channel: ChannelOption = "mix",
@@ -82,10 +85,17 @@ def extract(
     if threshold is not None:
         extractor.rule = extractor.rule.with_threshold(threshold, "--threshold")
     jobs = listed or _jobs(entries, [*_enrolled(extractor, enrol or []), *_stored(extractor, voice or [], voices)])
-    claim_folder(out / NOTE, _told(extractor, settings, channel), overwrite, "voices")
+    claim_folder(out / NOTE, _told(extractor, settings, channel, complete), overwrite, "voices")
     alone = folder is None and len(jobs) == 1
     done = extract_to_folder(
-        extractor, jobs, out, channel=picked, resume=not overwrite, alone=alone, file_name=file_name
+        extractor,
+        jobs,
+        out,
+        channel=picked,
+        complete=complete,
+        resume=not overwrite,
+        alone=alone,
+        file_name=file_name,
     )
     _report(done, out, as_json, counts=folder is not None)
     if calibrate and folder is not None:
@@ -170,13 +180,14 @@ def _jobs(entries: Mapping[str, str], targets: Sequence[tuple[str, TargetVoice]]
     ]
 
 
-def _told(extractor: VoiceExtractor, settings: Any, channel: str) -> dict[str, Any]:
+def _told(extractor: VoiceExtractor, settings: Any, channel: str, complete: bool) -> dict[str, Any]:
     rule = extractor.rule
     return {
         "model": extractor.runner.bundle.digest(),
         "block": settings.seconds,
         "overlap": settings.overlap,
         "channel": channel,
+        "complete": complete,
         "threshold": rule.threshold,
         "threshold_source": rule.source,
     }

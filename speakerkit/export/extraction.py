@@ -48,7 +48,8 @@ def export_extractor(path: str | Path) -> tuple[ExtractionParity, ...]:
     """Write ``model.onnx``, and ``enrol.onnx`` of a model with a speaker encoder of its own, into a model's folder.
 
     ``model.onnx``: ``mixture (B, S)`` and ``voices (B, K, D)``, as the embedding model or ``enrol.onnx`` gives them,
-    to ``waveform (B, K, S)``; a blind separator takes the mixture alone. ``enrol.onnx``: ``enrolment (N, S)``, of which
+    to ``waveform (B, K, S)``; a model that can use that voices are all that is heard is told so by ``complete (B)``, 1
+    or 0, and a blind separator takes the mixture alone. ``enrol.onnx``: ``enrolment (N, S)``, of which
     the first ``lengths (N)`` samples are real, to ``voices (N, D)``. All of B, K, S and N are free. Their metadata hold
     ``sample_rate``, ``voice_size``, ``sources``, ``min_samples``, ``min_enrolment`` and ``weights_sha256``. An
     embedding model in ``voice`` without an ONNX file gets its own. All or none of this model's files are replaced.
@@ -99,18 +100,21 @@ class _Waveform(nn.Module):
         self.model, self.rate = model, rate
         self.blind = not model.extractor.voice_size
 
-    def forward(self, mixture: Tensor, voices: Tensor | None = None) -> Tensor:
-        waveform: Tensor = self.model(mixture, voices).waveform
+    def forward(self, mixture: Tensor, voices: Tensor | None = None, complete: Tensor | None = None) -> Tensor:
+        waveform: Tensor = self.model(mixture, voices, complete).waveform
         return waveform
 
     def inputs(self, batch: int, count: int, samples: int, random: torch.Generator) -> dict[str, Tensor]:
         mixture = LEVEL * torch.randn(batch, samples, generator=random)
         if self.blind:
             return {"mixture": mixture}
-        return {
+        feeds = {
             "mixture": mixture,
             "voices": torch.randn(batch, count, self.model.extractor.voice_size, generator=random),
         }
+        if self.model.extractor.can_complete:
+            feeds["complete"] = torch.arange(batch).remainder(2).float()
+        return feeds
 
     @property
     def shortest(self) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -92,6 +92,7 @@ def extract_to_folder(
     out: Path,
     *,
     channel: Channel = "mix",
+    complete: bool = False,
     resume: bool = True,
     alone: bool = False,
     file_name: Callable[[str], str] = str,
@@ -100,6 +101,7 @@ def extract_to_folder(
 
     Args:
         channel: of the mixtures.
+        complete: a mixture's targets are all that is heard in it; they are done together or not at all.
         resume: keep what is there of the same mixture and enrolment.
         alone: raise the first error instead of going on.
         file_name: what a file is called for its key.
@@ -108,7 +110,9 @@ def extract_to_folder(
         SpeakerKitError: with ``alone``.
     """
     folder = _Folder(out, file_name, resume, {key: _origin(job, key) for job in jobs for key in job.targets})
-    batch = _Batch(extractor, channel, alone)
+    if complete:
+        folder.drop(key for job in jobs for key in job.targets if not folder.rows.keys() >= job.targets.keys())
+    batch = _Batch(extractor, channel, complete, alone)
     open_jobs = [(job, {key: one for key, one in job.targets.items() if key not in folder.rows}) for job in jobs]
     kept = len(folder.rows)
     waiting = [(job, targets) for job, targets in open_jobs if targets]
@@ -127,6 +131,7 @@ class _Batch:
 
     extractor: VoiceExtractor
     channel: Channel
+    complete: bool
     alone: bool
     failures: dict[str, str] = field(default_factory=dict)
     _enrolled: dict[str, TargetVoice] = field(default_factory=dict)
@@ -138,11 +143,18 @@ class _Batch:
                 told[key] = self._voice(wanted)
             except (SpeakerKitError, OSError, MemoryError) as error:
                 self._failed([key], error)
-        if not told:
+        lacking = targets.keys() - told.keys()
+        if self.complete and lacking and told:
+            self._failed(told, DataError(job.mixture, f"{min(lacking)!r} of its targets failed", "they go together"))
+        if not told or (self.complete and lacking):
             return
         try:
             found = self.extractor.extract(
-                open_entry(job.mixture), list(told.values()), channel=self.channel, scratch=scratch
+                open_entry(job.mixture),
+                list(told.values()),
+                channel=self.channel,
+                complete=self.complete,
+                scratch=scratch,
             )
         except (SpeakerKitError, OSError, MemoryError) as error:
             self._failed(told, error)
@@ -193,6 +205,11 @@ class _Folder:
     def _fits(self, key: str) -> bool:
         row = self.rows.get(key, {})
         return all(row.get(name) == value for name, value in self._origins[key].items())
+
+    def drop(self, keys: Iterable[str]) -> None:
+        """Forget voices, which are to be made again."""
+        for key in list(keys):
+            self.rows.pop(key, None)
 
     def add(self, key: str, found: ExtractedVoice) -> None:
         """Write a voice, and what is known of it."""

@@ -124,9 +124,7 @@ class SequenceNorm(nn.Module):
 class RecurrentLayer(nn.Module):
     """Normalisation, an LSTM and a linear layer beside a residual path: (L, M, N) to the same, M sequences of L."""
 
-    def __init__(
-        self, features: int, hidden: int, bidirectional: bool, local_norm: bool, dropout: float = 0.0
-    ) -> None:
+    def __init__(self, features: int, hidden: int, bidirectional: bool, local_norm: bool, dropout: float = 0.0) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(features, EPS) if local_norm else SequenceNorm(features)
         self.lstm = nn.LSTM(features, hidden, bidirectional=bidirectional)
@@ -165,9 +163,9 @@ class AcrossBands(nn.Module):
 
 
 class Exchange(nn.Module):
-    """What each voice's features learn from the mean of the other voices': (T, B, K, Q, N) to the same.
+    """What each voice's features learn from the mean of the other voices'.
 
-    After "transform, average, concatenate" (Luo et al. 2020, 1910.14104); a voice without others learns nothing.
+    After "transform, average, concatenate" (Luo et al. 2020, 1910.14104).
     """
 
     def __init__(self, features: int) -> None:
@@ -175,10 +173,11 @@ class Exchange(nn.Module):
         self.norm = nn.LayerNorm(features, EPS)
         self.layers = nn.Sequential(nn.Linear(2 * features, features), nn.SiLU(), nn.Linear(features, features))
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, complete: Tensor) -> Tensor:
+        """(T, B, K, Q, N) to the same, unchanged where ``complete`` (B,) is 0 and not 1."""
         own = self.norm(x)
         others = (own.sum(2, keepdim=True) - own) / max(x.shape[2] - 1, 1)
-        return x + self.layers(torch.cat([own, others], dim=-1))
+        return x + complete.view(-1, 1, 1, 1) * self.layers(torch.cat([own, others], dim=-1))
 
 
 class VoiceLayer(nn.Module):
@@ -259,7 +258,8 @@ class BSRNN(Extractor):
             Much the cheaper of the two. With a single band, a spectrum undivided, there is neither.
         separate: sources that the repeats before the voice joins are to separate in training as well, for a loss that
             knows no order (``Extracted.separated``); 0 for none.
-        exchange: let voices that are ``complete`` hear each other before every repeat from the first join on.
+        exchange: learn to use that voices are ``complete``: they hear each other before every repeat from the first
+            join on, and what their estimates lack of the mixture is shared out among them.
         dropout: share of LSTM outputs that training leaves out.
 
     Raises:
@@ -318,12 +318,13 @@ class BSRNN(Extractor):
             {str(i): VoiceLayer(conditioning, features, voice_hidden or voice_size) for i in join}
         )
         later = range(self.first_join, repeats) if exchange else ()
+        self.can_complete = exchange
         self.exchanges = nn.ModuleDict({str(i): Exchange(features) for i in later})
         widths = (4 * features,) * 2 if mask_hidden is None else mask_hidden
         self.masks = BandMasks(split, features, widths, local_norm)
         self.blind_masks = BandMasks(split, features, widths, local_norm, separate) if separate else None
 
-    def forward(self, mixture: Tensor, voices: Tensor, complete: bool = False) -> Extracted:
+    def forward(self, mixture: Tensor, voices: Tensor, complete: Tensor | None = None) -> Extracted:
         mixture, level = levelled(mixture)
         spectrum = self.stft(mixture)  # (batch, frames, 2, F)
         x = self.split(self._seen(spectrum))  # (frames, batch, Q, N)
@@ -337,13 +338,14 @@ class BSRNN(Extractor):
         voice = self.voice(voices.flatten(0, 1))
         for i, repeat in enumerate(repeats[self.first_join :], self.first_join):
             x = self.joins[str(i)](x, voice) if str(i) in self.joins else x
-            if complete and str(i) in self.exchanges:
-                x = self.exchanges[str(i)](x.unflatten(1, voices.shape[:2])).flatten(1, 2)
+            if complete is not None:
+                x = self.exchanges[str(i)](x.unflatten(1, voices.shape[:2]), complete).flatten(1, 2)
             x = repeat(x)
         masks = self.masks(x).unflatten(0, voices.shape[:2]).squeeze(2)  # (batch, voices, frames, 2, F)
         waveform = self._estimates(spectrum, masks, mixture.shape[-1])
-        if complete:
-            waveform = waveform + (mixture.unsqueeze(1) - waveform.sum(1, keepdim=True)) / voices.shape[1]
+        if complete is not None:
+            left = (mixture.unsqueeze(1) - waveform.sum(1, keepdim=True)) / voices.shape[1]
+            waveform = waveform + complete.view(-1, 1, 1) * left
         return Extracted(waveform * level.unsqueeze(1), separated=separated)
 
     def _seen(self, spectrum: Tensor) -> Tensor:

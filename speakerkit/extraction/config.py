@@ -89,7 +89,7 @@ class ExtractionConfig:
             ``None`` for blind separation.
         tune: whether the embedder is trained on, by what it is good for here.
         init: folder of a trained extraction model to start from.
-        complete_share: of the steps, those in which the model is told that its voices are all that is in the mixture.
+        complete_share: of the mixtures, those of which the model is told that its voices are all that is heard.
     """
 
     data: MixtureData
@@ -104,6 +104,7 @@ class ExtractionConfig:
     def __post_init__(self) -> None:
         if self.tune and self.embedder in (None, JOINT):
             raise ConfigError("tune", "is on without an embedding model", "name one as embedder")
+        require(0 <= self.complete_share <= 1, "complete_share", self.complete_share, "it is from 0 to 1")
         mixing = self.data.mixing
         if self.loss.kind == "scenario" and (mixing.targets or mixing.absent_share):
             fault = "needs to know of all voices when they speak"

@@ -60,17 +60,16 @@ class Conditioned(nn.Module):
         self.extractor, self.embedded = extractor, embedded
         self.register_buffer("centre", torch.zeros(extractor.voice_size if embedded else 0))
 
-    def forward(self, mixture: Tensor, voices: Tensor | None = None, complete: bool = False) -> Extracted:
+    def forward(self, mixture: Tensor, voices: Tensor | None = None, complete: Tensor | None = None) -> Extracted:
         """Mixtures (B, S) and voices (B, K, D) to estimates; a blind separator takes no voices.
 
-        ``complete`` is for models that take it.
+        ``complete`` (B,) is for models that take it.
         """
         if voices is None:
             return self.extractor(mixture, None)
         if self.embedded:
             voices = F.normalize(voices - self.centre, dim=-1) * math.sqrt(voices.shape[-1])
-        told = {"complete": True} if complete else {}
-        return self.extractor(mixture, voices, **told)
+        return self.extractor(mixture, voices, *([] if complete is None else [complete]))
 
 
 class ExtractionNet(nn.Module):
@@ -88,9 +87,16 @@ class ExtractionNet(nn.Module):
         self.classifier = nn.Linear(conditioned.extractor.voice_size, speakers) if speakers else None
 
     def forward(
-        self, mixture: Tensor, enrolments: Tensor | None, lengths: Tensor | None, complete: bool = False
+        self,
+        mixture: Tensor,
+        enrolments: Tensor | None,
+        lengths: Tensor | None,
+        complete: Tensor | None = None,
     ) -> tuple[Extracted, Tensor | None]:
-        """Mixtures (B, S), enrolments (B, K, samples) of ``lengths`` (B, K) to estimates and logits (B, K, C)."""
+        """Mixtures (B, S), enrolments (B, K, samples) of ``lengths`` (B, K) to estimates and logits (B, K, C).
+
+        ``complete`` (B,) is as in :class:`Conditioned`.
+        """
         if enrolments is None or lengths is None:
             return self.conditioned(mixture), None
         voices = self.voices(enrolments.flatten(0, 1), lengths.flatten()).unflatten(0, lengths.shape)  # (B, K, D)

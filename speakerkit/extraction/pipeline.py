@@ -16,7 +16,7 @@ import numpy.typing as npt
 from scipy.io import wavfile
 
 from speakerkit.audio import Audio, AudioSource, Channel, Samples, load_audio, read_blocks, resample_blocks
-from speakerkit.errors import ConfigError, DataError
+from speakerkit.errors import BundleError, ConfigError, DataError
 from speakerkit.extraction.bundle import ExtractionBundle, read_extractor
 from speakerkit.extraction.enrolment import TargetVoice, enrol
 from speakerkit.extraction.presence import (
@@ -138,6 +138,7 @@ class VoiceExtractor:
         *,
         rate: int | None = None,
         channel: Channel = "mix",
+        complete: bool = False,
         scratch: str | Path | None = None,
     ) -> list[ExtractedVoice]:
         """The voice of each target, all in one pass over the mixture.
@@ -145,33 +146,47 @@ class VoiceExtractor:
         Args:
             source: path, bytes, binary file object, or array with its ``rate`` in Hz.
             channel: "mix", or the number of a channel from 0.
+            complete: the targets are all that is heard in the mixture: they are told from each other, and together are
+                the mixture.
             scratch: folder for what does not fit into memory; the system's for temporary files unless given.
 
         Raises:
             AudioError: as :func:`speakerkit.audio.load_audio`.
-            BundleError: the model fails.
-            DataError: no voices.
+            BundleError: the model fails, or cannot use that voices are complete.
+            DataError: no voices, or complete ones that are less than two.
         """
         if not voices:
             raise DataError("extract", "is told no voices", "enrol one")
+        self._check_complete(len(voices) if complete else None)
         blocks = read_blocks(source, rate=rate, channel=channel)
         first = next(blocks)
         lengths: list[int] = []
         heard = resample_blocks(_counted(itertools.chain([first], blocks), lengths), self.runner.rate)
         vectors = np.stack([voice.vector for voice in voices])
         columns = _Store(1 + len(voices), scratch)
-        for rows in self._columns((block.samples for block in heard), vectors):
+        for rows in self._columns((block.samples for block in heard), vectors, complete):
             columns.append(rows)
         warnings = []
         if first.rate < self.runner.rate:
             warnings.append(f"the mixture is at {first.rate} Hz, the model at {self.runner.rate} Hz")
         size = _Size(first.rate, sum(lengths))
         return [
-            self._finished(voice, _Output(columns, 1 + number), size, warnings, scratch)
+            self._finished(voice, _Output(columns, 1 + number), size, warnings, complete, scratch)
             for number, voice in enumerate(voices)
         ]
 
-    def _columns(self, mixture: Iterable[Samples], voices: npt.NDArray[np.float32]) -> Iterator[Columns]:
+    def _check_complete(self, voices: int | None) -> None:
+        if voices is None:
+            return
+        if not self.runner.can_complete:
+            path = self.runner.bundle.path
+            raise BundleError(path, "cannot use that voices are complete", "leave that out, or take another model")
+        if voices < 2:
+            raise DataError("complete", "is said of one voice, which is the mixture", "enrol all who speak")
+
+    def _columns(
+        self, mixture: Iterable[Samples], voices: npt.NDArray[np.float32], complete: bool
+    ) -> Iterator[Columns]:
         """Mixture and outputs (samples, 1 + K), some at a time, together as long as the mixture."""
         size, overlap = (round(seconds * self.runner.rate) for seconds in (self.blocks.seconds, self.blocks.overlap))
         hop = size - overlap
@@ -179,22 +194,28 @@ class VoiceExtractor:
         for samples in mixture:
             waiting = np.concatenate([waiting, samples])
             while size and len(waiting) >= size + hop:
-                rows = _faded(tail, self._block(waiting[:size], voices))
+                rows = _faded(tail, self._block(waiting[:size], voices, complete))
                 yield rows[:hop]
                 tail, waiting = rows[hop:], waiting[hop:]
         if len(tail) and len(waiting) > size:  # the last two blocks of several share more than the others
-            rows = _faded(tail, self._block(waiting[:size], voices))
+            rows = _faded(tail, self._block(waiting[:size], voices, complete))
             yield rows[: len(waiting) - size]
             tail, waiting = rows[len(waiting) - size :], waiting[-size:]
-        yield _faded(tail, self._block(waiting, voices))
+        yield _faded(tail, self._block(waiting, voices, complete))
 
-    def _block(self, mixture: Samples, voices: npt.NDArray[np.float32]) -> Columns:
-        return np.concatenate([mixture[None], self.runner.run(mixture, voices)]).T
+    def _block(self, mixture: Samples, voices: npt.NDArray[np.float32], complete: bool) -> Columns:
+        return np.concatenate([mixture[None], self.runner.run(mixture, voices, complete)]).T
 
     def _finished(
-        self, voice: TargetVoice, output: _Output, size: _Size, warnings: Sequence[str], scratch: str | Path | None
+        self,
+        voice: TargetVoice,
+        output: _Output,
+        size: _Size,
+        warnings: Sequence[str],
+        complete: bool,
+        scratch: str | Path | None,
     ) -> ExtractedVoice:
-        gain = output.gain() if self.runner.bundle.config.scale_free else 1.0
+        gain = output.gain() if self.runner.bundle.config.scale_free and not complete else 1.0
         heard = loudest(output.mixed(0.0, gain), self.runner.rate)
         presence = self._presence(voice, output, gain, heard)
         if not presence.target_present:

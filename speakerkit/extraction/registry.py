@@ -39,8 +39,8 @@ class Extractor(nn.Module):
     """Mixtures and voices in, one waveform a voice out; a model file derives from this and registers itself.
 
     ``forward(mixture (B, S), voices (B, K, D)) -> Extracted``: what depends on the mixture alone is computed once for
-    its K voices. A blind separator takes no voices (``voices=None``) and gives its K sources in no order. A model that
-    can be told that the voices are all that is in the mixture, nothing else being heard, takes ``complete: bool`` too.
+    its K voices. A blind separator takes no voices (``voices=None``) and gives its K sources in no order. A model with
+    ``can_complete`` takes a third argument ``complete (B,)``, 1 for mixtures in which the voices are all that is heard.
     Any S from ``min_samples`` on; the level of the output follows that of the input.
 
     Attributes:
@@ -49,12 +49,14 @@ class Extractor(nn.Module):
         min_samples: the shortest mixture.
         min_enrolment: samples of the shortest enrolment of a model with a speaker encoder of its own, which hears
             shorter ones as if zeros followed; 0 for the other models.
+        can_complete: whether it uses that voices are complete.
     """
 
     voice_size: int
     sources: int = 0
     min_samples: int
     min_enrolment: int = 0
+    can_complete: bool = False
 
     def enrol(self, enrolment: Tensor, lengths: Tensor) -> Tensor:
         """Voices (N, D) of enrolments (N, S), of which the first ``lengths`` (N,) samples are real, and heard.

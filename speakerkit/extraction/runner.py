@@ -30,6 +30,7 @@ class Runner(Protocol):
         rate: Hz of mixtures and estimates.
         enrolment_rate: Hz of enrolments.
         shortest_part: seconds of the shortest enrolment that means something.
+        can_complete: whether it can use that voices are complete.
         device: what it runs on, in words.
         bundle: its folder.
     """
@@ -37,14 +38,15 @@ class Runner(Protocol):
     rate: int
     enrolment_rate: int
     shortest_part: float
+    can_complete: bool
     device: str
     bundle: ExtractionBundle
 
     def voice(self, enrolment: Samples) -> Vectors:
         """(D,) of one enrolment (samples,) at ``enrolment_rate``; zero or NaN is an error."""
 
-    def run(self, mixture: Samples, voices: Vectors) -> Vectors:
-        """Estimates (K, S) of a mixture (S,) of at least one sample, for voices (K, D)."""
+    def run(self, mixture: Samples, voices: Vectors, complete: bool = False) -> Vectors:
+        """Estimates (K, S) of a mixture (S,) of at least one sample, for voices (K, D), which may be all there is."""
 
 
 class ExtractionRunner:
@@ -65,7 +67,7 @@ class ExtractionRunner:
             raise BundleError(bundle.path, "separates blindly, it cannot be told a voice", "train one with an embedder")
         self.bundle, self.rate = bundle, bundle.config.sample_rate
         opened = _onnx(bundle, device, threads or os.cpu_count() or 1) if bundle.graph else _torch(bundle, device)
-        self.device, self._min_samples, self._run, self._enrol, min_enrolment = opened
+        self.device, self._min_samples, self._run, self._enrol, min_enrolment, self.can_complete = opened
         self._embedder = None
         self.enrolment_rate, self.shortest_part = self.rate, min_enrolment / self.rate
         if bundle.config.voices == "embedding":
@@ -89,8 +91,10 @@ class ExtractionRunner:
             raise BundleError(self.bundle.path, "gives a voice that is zero or not finite", "check the model")
         return voice
 
-    def run(self, mixture: Samples, voices: Vectors) -> Vectors:
+    def run(self, mixture: Samples, voices: Vectors, complete: bool = False) -> Vectors:
         """Estimates (K, S) of a mixture (S,) of any length from 1 on, for voices (K, D).
+
+        ``complete``, where the model can use it: the voices are all that is heard in the mixture.
 
         Silence gives silence, whatever the model makes of it. What is too short for the model has zeros put after it.
 
@@ -100,20 +104,24 @@ class ExtractionRunner:
         if not mixture.any():
             return np.zeros((len(voices), len(mixture)), dtype=np.float32)
         heard = np.pad(mixture, (0, max(0, self._min_samples - len(mixture))))
-        found = self._run(mixture=heard[None], voices=voices[None])[0][:, : len(mixture)]
+        told = {"complete": np.array([complete], dtype=np.float32)} if self.can_complete else {}
+        found = self._run(mixture=heard[None], voices=voices[None], **told)[0][:, : len(mixture)]
         if found.shape != (len(voices), len(mixture)) or not np.isfinite(found).all():
             fault = f"gives samples that are not finite, or of shape {found.shape}, for {len(mixture)} of a mixture"
             raise BundleError(self.bundle.path, fault, "check the model, or export it again")
         return found
 
 
-Opened = tuple[str, int, Compute, Compute, int]  # device, fewest samples, model, encoder, fewest of an enrolment
+# Device, fewest samples, model, encoder, fewest samples of an enrolment, whether it uses that voices are complete.
+Opened = tuple[str, int, Compute, Compute, int, bool]
 
 
 def _onnx(bundle: ExtractionBundle, device: str, threads: int) -> Opened:
     graph = bundle.path / GRAPH
     session, used = open_session(graph, device, threads)
-    numbers = _checked(bundle, graph, session, ["mixture", "voices"], ["waveform"])
+    can_complete = any(node.name == "complete" for node in session.get_inputs())
+    inputs = ["mixture", "voices", *(["complete"] if can_complete else [])]
+    numbers = _checked(bundle, graph, session, inputs, ["waveform"])
     enrol: Compute = _no_encoder
     if bundle.config.voices == "joint":
         path = bundle.path / ENROL_GRAPH
@@ -122,7 +130,7 @@ def _onnx(bundle: ExtractionBundle, device: str, threads: int) -> Opened:
         encoder, _ = open_session(path, device, threads)
         _checked(bundle, path, encoder, ["enrolment", "lengths"], ["voices"])
         enrol = _computed(encoder, path)
-    return used, numbers["min_samples"], _computed(session, graph), enrol, numbers["min_enrolment"]
+    return used, numbers["min_samples"], _computed(session, graph), enrol, numbers["min_enrolment"], can_complete
 
 
 def _checked(
@@ -189,5 +197,6 @@ def _torch(bundle: ExtractionBundle, device: str) -> Opened:
         return compute
 
     extractor = model.extractor
-    waveform = computed(lambda mixture, voices: model(mixture, voices).waveform)
-    return f"{chosen.type} (torch)", extractor.min_samples, waveform, computed(extractor.enrol), extractor.min_enrolment
+    waveform, enrol = computed(lambda *feeds: model(*feeds).waveform), computed(extractor.enrol)
+    name = f"{chosen.type} (torch)"
+    return name, extractor.min_samples, waveform, enrol, extractor.min_enrolment, extractor.can_complete

@@ -40,7 +40,7 @@ from speakerkit.extraction.losses import (
 from speakerkit.extraction.magnitude import MagnitudeExtractor
 from speakerkit.extraction.mixtures import Mixture, Mixtures, PreparedMixtures
 from speakerkit.extraction.model import Conditioned, ExtractionNet, VoiceEncoder, build_conditioned
-from speakerkit.extraction.registry import Extracted
+from speakerkit.extraction.registry import Extracted, Extractor
 from speakerkit.zoo.store import open_name
 
 Batch = dict[str, Any]
@@ -109,6 +109,7 @@ class ExtractionTask:
         if extractor.sources and self.settings.speakers != (extractor.sources, extractor.sources):
             fault = f"are {self.settings.speakers}, {name} separates {extractor.sources}"
             raise ConfigError("data.mixing.speakers", fault, "give that number twice")
+        self._check_complete(extractor)
         separated = self.config.model.args.get("separate", 0)
         known = not self.settings.targets and not self.settings.absent_share
         if separated and not (known and self.settings.speakers == (separated, separated)):
@@ -121,6 +122,20 @@ class ExtractionTask:
             raise ConfigError("data.mixing.seconds", fault, "raise it")
         if loss.kind == "magnitude" and not isinstance(extractor, MagnitudeExtractor):
             raise ConfigError("loss.kind", f"is magnitude, {name} gives none", "take si_sdr")
+
+    def _check_complete(self, extractor: Extractor) -> None:
+        settings, data = self.settings, self.data
+        if not self.config.complete_share:
+            return
+        if not extractor.can_complete:
+            raise ConfigError("complete_share", f"is of no use to {self.config.model.name}", "leave it out")
+        noisy = data.noise is not None and settings.noise_share
+        if settings.targets or settings.absent_share or noisy:
+            raise ConfigError(
+                "complete_share",
+                "asks for mixtures of nothing but targets",
+                "set data.mixing.targets, absent_share and noise_share to 0",
+            )
 
     def _mean_embedding(self, bundle: Bundle) -> npt.NDArray[np.float32]:
         """Of one enrolment of each of the first training mixtures' first speakers."""
@@ -136,10 +151,14 @@ class ExtractionTask:
         size = self.data.batch_size
         positions = PositionBatches(self.position, size, rank, world)
         for batch in load_batches(self.train, positions, self.data.workers, self.stack):
-            step = self.position // (size * world)
-            share = self.config.complete_share
             self.position += size * world
-            yield {**batch, "complete": int((step + 1) * share) > int(step * share)}
+            yield self._completed(batch, rank)
+
+    def _completed(self, batch: Batch, rank: int) -> Batch:
+        if not self.config.complete_share:
+            return batch
+        drawn = np.random.default_rng([self.config.seed, self.position, rank]).random(len(batch["keys"]))
+        return {**batch, "complete": torch.from_numpy(drawn < self.config.complete_share).float()}  # (B,)
 
     def valid_batches(self) -> Iterable[Batch]:
         """The same mixtures at every call."""
@@ -180,7 +199,7 @@ class ExtractionTask:
 
     def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss that the configuration names, and the improvement of SI-SDR over the mixture where targets speak."""
-        extracted, logits = model(batch["mixture"], *(batch.get(each) for each in ("enrolments", "lengths")), batch.get("complete", False))
+        extracted, logits = model(batch["mixture"], *map(batch.get, ("enrolments", "lengths", "complete")))
         if self.config.embedder is None:
             batch = _in_order(batch, extracted.waveform)
         loss = self._extraction_loss(extracted, batch)

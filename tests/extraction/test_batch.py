@@ -11,7 +11,7 @@ import soundfile
 
 from speakerkit.data.lists import read_scp, write_table
 from speakerkit.errors import AudioError, DataError
-from speakerkit.extraction.batch import extract_to_folder, read_jobs
+from speakerkit.extraction.batch import Job, Wanted, extract_to_folder, read_jobs
 from tests.extraction.test_pipeline import RATE, BandModel, extractor, speech_of
 
 
@@ -72,6 +72,23 @@ def test_it_is_taken_up_again(folder: Path, tmp_path: Path) -> None:
     assert (changed.written, changed.kept) == (1, 4)
     anew = extract_to_folder(extractor(BandModel()), read_jobs(folder), out, resume=False)
     assert (anew.written, anew.kept) == (5, 0)
+
+
+def test_complete_targets_are_done_together(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(BandModel, "can_complete", True)
+    model, out = BandModel(), tmp_path / "out"
+    ready, jobs = extractor(model), read_jobs(folder)[1:]  # without that which is no sound
+    assert extract_to_folder(ready, jobs, out, complete=True).written == 4
+    (out / "m0-s1.wav").unlink()
+    done = extract_to_folder(ready, jobs, out, complete=True)
+    assert (done.written, done.kept) == (2, 2)
+    (folder / "enrol 2.wav").write_bytes(b"no sound")
+    targets = {**jobs[1].targets, "m1-s2": Wanted("s2", str(folder / "enrol 2.wav"))}
+    done = extract_to_folder(ready, [jobs[0], Job(jobs[1].mixture, targets)], out, complete=True)
+    assert sorted(done.failures) == ["m1-s0", "m1-s1", "m1-s2"]
+    assert "'m1-s2' of its targets failed" in done.failures["m1-s0"]
+    assert "cannot be decoded" in done.failures["m1-s2"]
+    assert sorted(done.rows) == ["m0-s0", "m0-s1"]
 
 
 def test_a_bad_enrolment_is_no_reason_to_leave_the_others(folder: Path, tmp_path: Path) -> None:

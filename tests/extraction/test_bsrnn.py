@@ -149,3 +149,34 @@ def test_a_spectrum_undivided_has_nothing_along_its_bands():
     model = BSRNN(8, bands=[[1, 4000]], repeats=2, **SMALL)
     assert [[type(layer) for layer in repeat] for repeat in model.repeats] == 2 * [[AlongTime]]
     assert model(torch.randn(2, 300), torch.randn(2, 1, 8)).waveform.shape == (2, 1, 300)
+
+
+def test_complete_voices_hear_each_other_and_are_the_mixture():
+    torch.manual_seed(0)
+    model = randomised(BSRNN(8, repeats=2, join=[1], exchange=True, **SMALL)).eval()
+    mixture, voices = randn(2, 640), randn(2, 2, 8)
+    other = torch.cat([voices[:, :1], -voices[:, 1:]], dim=1)
+
+    def run(told, complete):
+        return model(mixture, told, torch.tensor(complete, dtype=torch.float64)).waveform
+
+    with torch.no_grad():
+        alone = model(mixture, voices).waveform
+        assert torch.allclose(run(voices, [0.0, 0.0]), alone)
+        assert torch.equal(model(mixture, other).waveform[:, 0], alone[:, 0])
+        both = run(voices, [0.0, 1.0])
+        assert torch.allclose(both[0], alone[0])
+        assert torch.allclose(both[1].sum(0), mixture[1])
+        assert not torch.allclose(both[1], alone[1], rtol=0.1)
+        assert torch.allclose(run(voices.flip(1), [1.0, 1.0]), run(voices, [1.0, 1.0]).flip(1))
+        level = torch.tensor([1.0, 1.0], dtype=torch.float64)
+        assert torch.allclose(model(3 * mixture, voices, level).waveform, 3 * model(mixture, voices, level).waveform)
+
+
+def test_dropout_is_for_training_alone():
+    torch.manual_seed(0)
+    model = BSRNN(8, repeats=2, dropout=0.5, **SMALL)
+    mixture, voices = 0.1 * torch.randn(1, 640), torch.randn(1, 1, 8)
+    assert not torch.equal(model(mixture, voices).waveform, model(mixture, voices).waveform)
+    model.eval()
+    assert torch.equal(model(mixture, voices).waveform, model(mixture, voices).waveform)

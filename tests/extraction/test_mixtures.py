@@ -18,6 +18,7 @@ from speakerkit.data.shards import write_shards
 from speakerkit.data.sources import read_genders, read_sources, read_voices
 from speakerkit.data.stores import FileStore
 from speakerkit.errors import ConfigError, DataError
+from speakerkit.extraction import mixtures
 from speakerkit.extraction.mixtures import Mixture, Mixtures, MixtureSettings, PreparedMixtures
 
 RATE = 8000
@@ -247,6 +248,26 @@ def test_a_speed_makes_another_speaker(source: Path) -> None:
         hertz = np.argmax(spectrum) / 8
         own = [0.8 * tone(int(name[1]), number) for number in range(EACH)]
         assert min(abs(hertz - each) for each in own) < 2
+
+
+def test_voices_are_equalised_by_gains_that_vary_slowly(source: Path) -> None:
+    """In white noise, an octave's level is what was drawn; enrolments stay, and levels are those asked for."""
+    plain = Mixtures(read_voices(source), settings(noise_share=0.0), 0)
+    changed = Mixtures(read_voices(source), settings(noise_share=0.0, equalise=6.0), 0)
+    for index in range(4):
+        assert all(map(np.array_equal, plain[index].enrolments, changed[index].enrolments))
+        for one, other in zip(plain[index].targets, changed[index].targets, strict=True):
+            assert heard(other) == heard(one)
+            assert decibels(other) == pytest.approx(decibels(one), abs=0.2)
+    noise = np.random.default_rng(0).standard_normal(8 * RATE).astype(np.float32)
+    gains = []
+    for seed in range(200):
+        filtered = mixtures._equalised(noise, RATE, 4.0, np.random.default_rng(seed))
+        assert filtered.dtype == np.float32
+        ratio = np.abs(np.fft.rfft(filtered) / np.fft.rfft(noise))
+        gains.append(20 * np.log10(ratio[[round(hertz * 8) for hertz in (250, 500, 1000)]]))
+        assert np.abs(np.diff(20 * np.log10(ratio[800:]))).max() < 0.1
+    assert np.std(gains, axis=0) == pytest.approx([4.0] * 3, rel=0.15)
 
 
 def test_voices_of_a_mixture_are_in_one_room(source: Path, tmp_path: Path) -> None:

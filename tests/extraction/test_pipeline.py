@@ -14,7 +14,7 @@ import soxr
 from scipy.signal import fftconvolve, firwin
 
 from speakerkit.config import NamedConfig
-from speakerkit.errors import AudioError, ConfigError, DataError
+from speakerkit.errors import AudioError, BundleError, ConfigError, DataError
 from speakerkit.extraction import pipeline
 from speakerkit.extraction.bundle import ExtractionBundle, ExtractorConfig
 from speakerkit.extraction.metrics import si_sdr
@@ -47,7 +47,7 @@ class BandModel:
         order: the band that it takes each band for.
     """
 
-    device, shortest_part = "cpu (test)", 0.1
+    device, shortest_part, can_complete = "cpu (test)", 0.1, False
 
     def __init__(self, gain: float = 1.0, order: tuple[int, ...] = (0, 1, 2), *, scale_free: bool = False) -> None:
         self.gain, self.order = gain, order
@@ -61,7 +61,7 @@ class BandModel:
         self.enrolled += 1
         return np.array([np.sqrt(np.mean(band(enrolment, number) ** 2)) for number in range(3)], dtype=np.float32)
 
-    def run(self, mixture: np.ndarray, voices: np.ndarray) -> np.ndarray:
+    def run(self, mixture: np.ndarray, voices: np.ndarray, complete: bool = False) -> np.ndarray:
         self.mixtures.append(len(mixture))
         return np.stack([np.float32(self.gain) * band(mixture, self.order[int(voice.argmax())]) for voice in voices])
 
@@ -121,7 +121,7 @@ def test_blocks_that_differ_are_faded() -> None:
     """A model that gives each block another constant: no step in the output is more than the fade's."""
 
     class Counting(BandModel):
-        def run(self, mixture: np.ndarray, voices: np.ndarray) -> np.ndarray:
+        def run(self, mixture: np.ndarray, voices: np.ndarray, complete: bool = False) -> np.ndarray:
             self.mixtures.append(len(mixture))
             return np.full((len(voices), len(mixture)), len(self.mixtures), dtype=np.float32)
 
@@ -134,6 +134,30 @@ def test_blocks_that_differ_are_faded() -> None:
     assert found.waveform[-1] / found.waveform[0] == pytest.approx(7)
     (found,) = run(model, speech_of(0, 3.4), 0, block=2.0, overlap=0.5)
     assert model.mixtures[7:] == [3.4 * RATE]
+
+
+def test_complete_voices_keep_their_shares() -> None:
+    class Sharing(BandModel):
+        can_complete = True
+
+        def run(self, mixture: np.ndarray, voices: np.ndarray, complete: bool = False) -> np.ndarray:
+            self.told = complete
+            return np.stack([0.75 * mixture, 0.25 * mixture])
+
+    model = Sharing(scale_free=True)
+    ready = extractor(model)
+    mixture = speech_of(0, 3.0)
+    voices = [ready.enrol(str(number), [speech_of(number, 4.0, seed=9)], rate=RATE) for number in (0, 1)]
+    one = ready.extract(mixture, voices, rate=RATE)[0]
+    assert not model.told
+    assert db(one.waveform, mixture) == pytest.approx(0, abs=1e-3)
+    one = ready.extract(mixture, voices, rate=RATE, complete=True)[0]
+    assert model.told
+    assert db(one.waveform, mixture) == pytest.approx(20 * np.log10(0.75), abs=1e-3)
+    with pytest.raises(DataError, match="is said of one voice"):
+        ready.extract(mixture, voices[:1], rate=RATE, complete=True)
+    with pytest.raises(BundleError, match="cannot use that voices are complete"):
+        extractor(BandModel()).extract(mixture, voices, rate=RATE, complete=True)
 
 
 @pytest.mark.parametrize("gain", [0.02, -3.0])

@@ -311,6 +311,8 @@ def test_an_embedder_is_trained_on_where_that_is_asked_for(built: Build) -> None
         ("bsrnn", ["loss.kind=magnitude"], "loss.kind"),
         ("bsrnn", ["model.args.separate=3"], "model.args.separate"),
         ("bsrnn", ["model.args.separate=2", "data.mixing.absent_share=0.1"], "model.args.separate"),
+        ("bsrnn", ["complete_share=0.5"], "complete_share"),
+        ("bsrnn", ["complete_share=0.5", "model.args.exchange=true", "data.mixing.targets=1"], "complete_share"),
         ("bsrnn", ["model.args.voice_size=3"], "model.args.voice_size"),
         ("bsrnn", ["model.args.features=many"], "model.args"),
         ("spex_plus", ["model.args.kernels=[4000]"], "data.mixing.seconds"),
@@ -375,6 +377,23 @@ def test_the_stream_goes_on_where_it_was_and_ranks_share_it(built: Build) -> Non
     assert halfway.state_dict() == {"position": 8} == task.state_dict()
     ranks = [next(built("conv_tasnet").train_batches(rank, 2))["keys"] for rank in range(2)]
     assert sorted([*ranks[0], *ranks[1]]) == sorted([*keys[0], *keys[1]])
+
+
+def test_a_share_of_mixtures_is_said_to_be_complete(built: Build) -> None:
+    task = built("bsrnn", "complete_share=0.4", "model.args.exchange=true", "data.batch_size=20")
+    batches = task.train_batches(0, 1)
+    drawn = torch.cat([next(batches)["complete"] for _ in range(10)])
+    assert set(drawn.tolist()) == {0.0, 1.0}
+    assert 0.3 < drawn.mean() < 0.5
+    task.load_state_dict({"position": 20})
+    again = task.train_batches(0, 1)
+    assert torch.equal(next(again)["complete"], drawn[20:40])
+    model, batch = task.build_model(), next(again)
+    told = model(batch["mixture"], batch["enrolments"], batch["lengths"], batch["complete"])[0].waveform
+    whole = batch["complete"] == 1
+    assert torch.allclose(told[whole].sum(1), batch["mixture"][whole], atol=1e-5)
+    assert not torch.allclose(told[~whole].sum(1), batch["mixture"][~whole], atol=1e-2)
+    assert "complete" not in next(iter(task.valid_batches()), {})
 
 
 def test_a_checkpoint_belongs_to_its_mixtures_model_and_loss(built: Build) -> None:
