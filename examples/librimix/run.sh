@@ -189,6 +189,8 @@ stage_3() {
   for argument in sources separate; do
     ! grep -q "\b$argument: [0-9]" "$config" || args+=(--set "model.args.$argument=$speakers")
   done
+  # Where there is noise, voices are not all that is heard.
+  [ "$condition" = clean ] || ! grep -q '^complete_share:' "$config" || args+=(--set complete_share=0)
   training_options "$gpus" "$sources" $([ "$condition" = clean ] || echo noise)
   speakerkit train "$config" "${args[@]}" "${given[@]}" ${set_args[@]+"${set_args[@]}"}
 }

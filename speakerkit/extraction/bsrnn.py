@@ -251,7 +251,8 @@ class BSRNN(Extractor):
             all its voices.
         voice_hidden: width of a linear layer with ReLU that the voice passes first; 0 for none.
         power: of the magnitudes that the network sees, under the mixture's phase; masks are for the plain spectrum.
-        log_magnitude: let the network see it beside real and imaginary part.
+        log_magnitude: let the network see it.
+        phase: let the network see real and imaginary part. With little data it learns much sooner without.
         local_norm: normalise every frame and band by itself over its features, and the spectrum not at all; else over
             frames or bands too.
         band_mlp: width of a perceptron over all bands of a frame, in the place of the LSTM along them; 0 for that LSTM.
@@ -286,6 +287,7 @@ class BSRNN(Extractor):
         voice_hidden: int = 0,
         power: float = 1.0,
         log_magnitude: bool = False,
+        phase: bool = True,
         local_norm: bool = False,
         band_mlp: int = 0,
         separate: int = 0,
@@ -299,11 +301,13 @@ class BSRNN(Extractor):
         if separate and 0 in join:
             raise ConfigError("separate", f"is {separate}, but the voice joins at once", "let it join later")
         self.voice_size = voice_size
+        if not (phase or log_magnitude):
+            raise ConfigError("phase", "is off, and log_magnitude too", "let the network see one of them")
         self.power = power
-        self.log_magnitude = log_magnitude
+        self.log_magnitude, self.phase = log_magnitude, phase
         self.stft = STFT(n_fft, window, hop)
         split = Bands(band_widths(bands, rate, n_fft))
-        self.split = BandSplit(split, 2 + log_magnitude, features, local_norm)
+        self.split = BandSplit(split, 2 * phase + log_magnitude, features, local_norm)
         self.repeats = nn.ModuleList()
         for _ in range(repeats):
             layers: list[nn.Module] = [AlongTime(features, hidden, bidirectional, local_norm, dropout)]
@@ -349,12 +353,12 @@ class BSRNN(Extractor):
         return Extracted(waveform * level.unsqueeze(1), separated=separated)
 
     def _seen(self, spectrum: Tensor) -> Tensor:
-        """What the network sees of a spectrum: (B, T, 2, F) to (B, T, 2 or 3, F)."""
+        """What the network sees of a spectrum: (B, T, 2, F) to (B, T, 1 to 3, F)."""
         if self.power == 1 and not self.log_magnitude:
             return spectrum
         magnitudes = magnitude(spectrum).unsqueeze(2) + FLOOR
-        seen = spectrum * magnitudes ** (self.power - 1)
-        return torch.cat([seen, LOG_SCALE * magnitudes.log()], dim=2) if self.log_magnitude else seen
+        seen = [spectrum * magnitudes ** (self.power - 1)] if self.phase else []
+        return torch.cat([*seen, *([LOG_SCALE * magnitudes.log()] if self.log_magnitude else [])], dim=2)
 
     def _estimates(self, spectrum: Tensor, masks: Tensor, samples: int) -> Tensor:
         """A spectrum (B, T, 2, F) under K complex masks (B, K, T, 2, F), as waveforms (B, K, S)."""
