@@ -15,6 +15,8 @@ from speakerkit.extraction.scores import FIGURES, METRICS
 from speakerkit.files import write_json, write_lines
 from speakerkit.tables import text_table
 
+POOLED = ("figures", "shares")
+KEPT = ("count", "absent", "errors", *POOLED, "groups")
 SHARES = {"not_improved": "under 1 dB %", "swapped": "swapped %"}
 
 
@@ -27,36 +29,44 @@ def main() -> None:
     parser.add_argument("--command", required=True, help="that ran the recipe")
     options = parser.parse_args()
     exp_dir: Path = options.exp_dir
-    scores = json.loads((exp_dir / "scores" / "scores.json").read_text(encoding="utf-8"))
+    scores = _scores(exp_dir)
+    complete = _scores(exp_dir / "complete") if (exp_dir / "complete" / "scores").is_dir() else None
     model = read_yaml(exp_dir / "bundle" / CONFIG)
     facts = {"corpus": options.label, "told_by": options.told_by, **run_facts(exp_dir), "recipe": options.command}
-    kept = {name: scores[name] for name in ("count", "absent", "errors", "figures", "shares", "groups")}
-    write_json(exp_dir / "results.json", {**facts, "scores": kept})
-    lines = [f"results on {options.label}", "", _table(facts["model"], scores), "", _groups(scores), ""]
+    systems = {facts["model"]: scores, **({f"{facts['model']}, complete": complete} if complete else {})}
+    kept = {
+        name: found and {key: found[key] for key in KEPT}
+        for name, found in (("scores", scores), ("complete", complete))
+    }
+    write_json(exp_dir / "results.json", {**facts, **kept})
+    lines = [f"results on {options.label}", "", _table(systems), "", _groups(scores), ""]
+    lines += ["complete: told that the voices are all that is heard, and all of them", ""] if complete else []
     lines += [f"{scores['count']} voices, told by: {options.told_by}; {scores['errors']} could not be scored"]
     write_lines(exp_dir / "results.txt", [*lines, *fact_lines(facts), f"command: {options.command}"])
-    pooled = {"told_by": options.told_by, "figures": kept["figures"], "shares": kept["shares"]}
-    model["results"] = {options.label: pooled}
+    model["results"] = {options.label: {"told_by": options.told_by, **{name: scores[name] for name in POOLED}}}
     write_yaml(exp_dir / "bundle" / CONFIG, model)
+
+
+def _scores(folder: Path) -> dict[str, Any]:
+    scores: dict[str, Any] = json.loads((folder / "scores" / "scores.json").read_text(encoding="utf-8"))
+    return scores
 
 
 def _measured(scores: dict[str, Any]) -> list[str]:
     return [name for name in scores["figures"] if name.replace("_", "-") in METRICS]
 
 
-def _table(model: str, scores: dict[str, Any]) -> str:
-    """A row of the mixtures, by which nothing is improved, and one of the model."""
-    names = _measured(scores)
+def _table(systems: dict[str, dict[str, Any]]) -> str:
+    """A row of the mixtures, by which nothing is improved, and one of each system."""
+    mixtures = next(iter(systems.values()))
+    names = _measured(mixtures)
     head = ["system", *(FIGURES[name].heading for name in names), "SI-SDRi", "95 % interval", "SDRi", *SHARES.values()]
     rows = [head]
-    for system, side in (("mixture", "mixture"), (model, "estimate")):
-        row = [system, *(_value(scores, name, side) for name in names)]
-        if side == "mixture":
-            row += ["0.00", "-", "0.00", "-", "-"]
-        else:
-            row += [_value(scores, "si_sdr", "improvement"), _interval(scores), _value(scores, "sdr", "improvement")]
-            row += [_percent(scores["shares"][name]["rate"]) for name in SHARES]
-        rows.append(row)
+    rows.append(["mixture", *(_value(mixtures, name, "mixture") for name in names), "0.00", "-", "0.00", "-", "-"])
+    for system, scores in systems.items():
+        row = [system, *(_value(scores, name, "estimate") for name in names)]
+        row += [_value(scores, "si_sdr", "improvement"), _interval(scores), _value(scores, "sdr", "improvement")]
+        rows.append([*row, *(_percent(scores["shares"][name]["rate"]) for name in SHARES)])
     return text_table(rows)
 
 

@@ -94,6 +94,10 @@ case $(sed -n 's/^embedder: *//p' "$config") in
   joint*) voices=joint ;;
 esac
 
+# Share of the mixtures whose voices are said to be all that is heard, of a model that can use it; none is where there is noise.
+complete=$(sed -n 's/^complete_share: *//p' "$config")
+[ -z "$complete" ] || [ "$condition" = clean ] || complete=0
+
 stage_1() {
   if [ "$corpus" != librimix ]; then
     embedding_recipe 2
@@ -189,8 +193,7 @@ stage_3() {
   for argument in sources separate; do
     ! grep -q "\b$argument: [0-9]" "$config" || args+=(--set "model.args.$argument=$speakers")
   done
-  # Where there is noise, voices are not all that is heard.
-  [ "$condition" = clean ] || ! grep -q '^complete_share:' "$config" || args+=(--set complete_share=0)
+  [ -z "$complete" ] || args+=(--set "complete_share=$complete")
   training_options "$gpus" "$sources" $([ "$condition" = clean ] || echo noise)
   speakerkit train "$config" "${args[@]}" "${given[@]}" ${set_args[@]+"${set_args[@]}"}
 }
@@ -211,7 +214,7 @@ stage_4() {
 }
 
 stage_5() {
-  rm -rf "$exp/estimates" "$exp/absent"
+  rm -rf "$exp/estimates" "$exp/complete/estimates" "$exp/absent"
   if [ "$voices" = blind ]; then
     python3 "$root/tools/separate.py" "$lists/test" "$exp/estimates" --model "$exp/bundle" --device "$device" \
       ${bundle:+--embedder "$bundle"}
@@ -220,11 +223,16 @@ stage_5() {
   local options=(--model "$exp/bundle" --threads "$nj" --device "$device")
   [ ! -d "$lists/absent" ] || speakerkit extract "$lists/absent" --out "$exp/absent" --calibrate "${options[@]}"
   speakerkit extract "$lists/test" --out "$exp/estimates" "${options[@]}"
+  [ "${complete:-0}" = 0 ] || speakerkit extract "$lists/test" --out "$exp/complete/estimates" --complete "${options[@]}"
 }
 
 stage_6() {
-  rm -rf "$exp/scores"
-  speakerkit score extraction "$lists/test" "$exp/estimates" --bootstrap 1000 --workers "$nj" --out "$exp/scores"
+  local folder
+  for folder in "$exp" "$exp/complete"; do
+    rm -rf "$folder/scores"
+    [ ! -d "$folder/estimates" ] ||
+      speakerkit score extraction "$lists/test" "$folder/estimates" --bootstrap 1000 --workers "$nj" --out "$folder/scores"
+  done
 }
 
 stage_7() {

@@ -130,7 +130,7 @@ def tiny(*changes: str) -> list[str]:
 @pytest.mark.timeout(900)
 def test_whole_recipe_then_nothing_left_to_do(mini: Path, small_bundle: Path, tmp_path: Path) -> None:
     options = ["--corpus", "mini", "--data", str(mini), "--bundle", str(small_bundle), "--mixtures", "4"]
-    bsrnn = [*options, *tiny("model.args.features=8", "model.args.band_mlp=16", "data.mixing.same_gender_share=0.5")]
+    bsrnn = [*options, *tiny("model.args.features=8", "model.args.hidden=8")]
     workdir = tmp_path / "a folder"
     done = run(*bsrnn, workdir=workdir)
     assert done.returncode == 0, done.stderr
@@ -147,6 +147,8 @@ def test_whole_recipe_then_nothing_left_to_do(mini: Path, small_bundle: Path, tm
     mixture, estimate = (next(row for row in rows if row[:1] == [name]) for name in ("mixture", "bsrnn"))
     assert mixture[6:9] == ["0.00", "-", "0.00"]
     assert float(estimate[1]) - float(mixture[1]) == pytest.approx(float(estimate[6]), abs=0.011)
+    assert results["complete"]["count"] == 8
+    assert any(row[:2] == ["bsrnn,", "complete"] for row in rows)
     bundle = read_extractor(exp / "bundle")
     assert bundle.graph is not None
     assert list(bundle.config.results) == ["mixtures of librispeech-mini, 2 speakers, 8 kHz, max, clean"]
