@@ -16,7 +16,6 @@ from speakerkit.files import write_json, write_lines
 from speakerkit.tables import text_table
 
 POOLED = ("figures", "shares")
-KEPT = ("count", "absent", "errors", *POOLED, "groups")
 SHARES = {"not_improved": "under 1 dB %", "swapped": "swapped %"}
 
 
@@ -34,10 +33,7 @@ def main() -> None:
     model = read_yaml(exp_dir / "bundle" / CONFIG)
     facts = {"corpus": options.label, "told_by": options.told_by, **run_facts(exp_dir), "recipe": options.command}
     systems = {facts["model"]: scores, **({f"{facts['model']}, complete": complete} if complete else {})}
-    kept = {
-        name: found and {key: found[key] for key in KEPT}
-        for name, found in (("scores", scores), ("complete", complete))
-    }
+    kept = {"scores": _kept(scores), "complete": complete and _kept(complete)}
     write_json(exp_dir / "results.json", {**facts, **kept})
     lines = [f"results on {options.label}", "", _table(systems), "", _groups(scores), ""]
     lines += ["complete: told that the voices are all that is heard, and all of them", ""] if complete else []
@@ -50,6 +46,10 @@ def main() -> None:
 def _scores(folder: Path) -> dict[str, Any]:
     scores: dict[str, Any] = json.loads((folder / "scores" / "scores.json").read_text(encoding="utf-8"))
     return scores
+
+
+def _kept(scores: dict[str, Any]) -> dict[str, Any]:
+    return {name: scores[name] for name in ("count", "absent", "errors", *POOLED, "groups")}
 
 
 def _measured(scores: dict[str, Any]) -> list[str]:
