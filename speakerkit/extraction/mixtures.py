@@ -233,7 +233,7 @@ class Mixtures:
         slots = self._slots(cast, rng)
         names, enrolments, targets, activity = [], [], [], []
         for number, (item, place) in enumerate(slots):
-            speed = 1.0 if place is None else speeds[place]
+            speed = settings.speeds[rng.integers(len(settings.speeds))] if place is None else speeds[place]
             names.append(_name(self.voices[item].speaker, speed))
             enrolments.append(self._enrolment(item, speed, place is None, self._chance(index, ENROLMENTS, number)))
             targets.append(np.zeros_like(mixture) if place is None else voices[place])
@@ -465,17 +465,6 @@ class PreparedMixtures:
             self.chain(self._enrolment(listed, target, rng), settings.voice_rate, rng) for target in targets
         )
         return self._crop(listed, targets, enrolments, start, size)
-
-    def whole(self, index: int) -> Mixture:
-        """Mixture ``index`` of the directory, in order of keys, as a whole, with the enrolments of ``enroll.scp``.
-
-        Raises:
-            AudioError, DataError: as for a crop.
-        """
-        listed, rate = self.listed[index], self.settings.sample_rate
-        voice_rate = self.settings.voice_rate
-        enrolments = tuple(load_audio(target.enrolment, voice_rate).samples for target in listed.targets)
-        return self._crop(listed, listed.targets, enrolments, 0, _length(listed, rate))
 
     def _by_speaker(self, folder: str | Path, voices: Sequence[Voice]) -> dict[str, list[Voice]]:
         found: dict[str, list[Voice]] = {}

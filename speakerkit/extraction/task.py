@@ -18,13 +18,14 @@ from speakerkit.audio import Samples
 from speakerkit.bundle import Bundle, read_bundle
 from speakerkit.config import to_dict
 from speakerkit.data.loading import load_batches
+from speakerkit.data.mixing.lists import ListedMixture
 from speakerkit.data.sampling import PositionBatches
 from speakerkit.data.sources import read_genders, read_voices
 from speakerkit.data.stores import open_store
 from speakerkit.embedding.embedder import Embedder
 from speakerkit.embedding.model import load_tensors, open_backbone
 from speakerkit.errors import ConfigError
-from speakerkit.extraction.bundle import ExtractorConfig, read_extractor
+from speakerkit.extraction.bundle import VOICE, ExtractionBundle, ExtractorConfig, read_extractor
 from speakerkit.extraction.config import JOINT, ExtractionConfig
 from speakerkit.extraction.losses import (
     ScenarioWeights,
@@ -70,6 +71,7 @@ class ExtractionTask:
             self.settings = replace(self.settings, enrolment_rate=self.bundle.config.frontend.sample_rate)
         self.train = self._mixtures(config.data.train, config.seed, config.data.voices)
         self.valid = self._mixtures(config.data.valid, VALID_SEED, None) if config.data.valid else None
+        self._check_targets()
         learns_speakers = config.embedder is not None and (config.embedder == JOINT or config.tune)
         self.classes = self.train.speakers if learns_speakers and config.loss.speaker else []
         self._numbers = {speaker: number for number, speaker in enumerate(self.classes)}
@@ -82,7 +84,23 @@ class ExtractionTask:
             recordings = read_voices(voices) if voices else None
             return PreparedMixtures(path, self.settings, seed, recordings, noise, rir)
         genders = read_genders(data.genders) if data.genders else None
-        return Mixtures(read_voices(path), self.settings, seed, noise, rir, genders)
+        settings = self.settings
+        if seed == VALID_SEED and path == data.valid:  # which is no easier at first
+            settings = replace(settings, curriculum=0, first_sir=None, first_same_gender_share=None)
+        return Mixtures(read_voices(path), settings, seed, noise, rir, genders)
+
+    def _check_targets(self) -> None:
+        """Refuse mixtures whose numbers of targets do not go into one batch."""
+        mixing = self.settings
+        for name, mixtures in (("train", self.train), ("valid", self.valid)):
+            counts = {mixing.targets or count for count in mixing.speakers}
+            remedy = "set data.mixing.targets, of whom each mixture then has as many"
+            if isinstance(mixtures, PreparedMixtures):
+                counts = {mixing.targets or len(each.targets) for each in mixtures.listed}
+                remedy += ", or prepare mixtures of equally many"
+            if mixtures is not None and len(counts) > 1:
+                fault = f"has mixtures of {' and '.join(map(str, sorted(counts)))} targets"
+                raise ConfigError(f"data.{name}", fault, remedy)
 
     def build_model(self) -> nn.Module:
         """The network, from ``init`` where one is named."""
@@ -96,8 +114,17 @@ class ExtractionTask:
             encoder = VoiceEncoder(open_backbone(self.bundle), self.bundle.config.frontend, config.tune)
             conditioned.centre.copy_(torch.from_numpy(self._mean_embedding(self.bundle)))
         if config.init is not None:
-            load_tensors(conditioned, read_extractor(config.init).tensors(), config.init)
+            load_tensors(conditioned, self._start(config.init).tensors(), config.init)
         return ExtractionNet(conditioned, encoder, len(self.classes))
+
+    def _start(self, path: str) -> ExtractionBundle:
+        """The model to start from, whose voices have to be those of this one."""
+        start = read_extractor(path)
+        own = start.voice().digest() if start.config.voices == "embedding" else None
+        if own is not None and self.bundle is not None and own != self.bundle.digest():
+            fault = f"heard the embeddings of another model than {self.bundle.path}"
+            raise ConfigError("init", fault, f"take {start.path / VOICE} as embedder")
+        return start
 
     def _check(self, conditioned: Conditioned) -> None:
         """Refuse what does not go together, before any step."""
@@ -110,9 +137,16 @@ class ExtractionTask:
             fault = f"are {self.settings.speakers}, {name} separates {extractor.sources}"
             raise ConfigError("data.mixing.speakers", fault, "give that number twice")
         self._check_complete(extractor)
+        asked = {len(each.targets) for each in self._listed()}
+        if extractor.sources and self.settings.targets:
+            raise ConfigError("data.mixing.targets", f"is set, {name} separates all", "leave it out")
+        if extractor.sources and asked - {extractor.sources}:
+            fault = f"are mixtures of {asked.pop()} targets, {name} separates {extractor.sources}"
+            raise ConfigError("data", fault, "give mixtures of that many")
         separated = self.config.model.args.get("separate", 0)
         known = not self.settings.targets and not self.settings.absent_share
-        if separated and not (known and self.settings.speakers == (separated, separated)):
+        fits = self.settings.speakers == (separated, separated) and not asked - {separated}
+        if separated and not (known and fits):
             fault = f"is {separated}, which asks for mixtures of that many targets"
             remedy = "set data.mixing.speakers to it, targets and absent_share to 0"
             raise ConfigError("model.args.separate", fault, remedy)
@@ -123,6 +157,11 @@ class ExtractionTask:
         if loss.kind == "magnitude" and not isinstance(extractor, MagnitudeExtractor):
             raise ConfigError("loss.kind", f"is magnitude, {name} gives none", "take si_sdr")
 
+    def _listed(self) -> list[ListedMixture]:
+        """All prepared mixtures."""
+        prepared = (each for each in (self.train, self.valid) if isinstance(each, PreparedMixtures))
+        return [listed for mixtures in prepared for listed in mixtures.listed]
+
     def _check_complete(self, extractor: Extractor) -> None:
         settings, data = self.settings, self.data
         if not self.config.complete_share:
@@ -130,11 +169,11 @@ class ExtractionTask:
         if not extractor.can_complete:
             raise ConfigError("complete_share", f"is of no use to {self.config.model.name}", "leave it out")
         noisy = data.noise is not None and settings.noise_share
-        if settings.targets or settings.absent_share or noisy:
+        if settings.targets or settings.absent_share or noisy or isinstance(self.train, PreparedMixtures):
             raise ConfigError(
                 "complete_share",
                 "asks for mixtures of nothing but targets",
-                "set data.mixing.targets, absent_share and noise_share to 0",
+                "draw them on the fly, with data.mixing.targets, absent_share and noise_share at 0",
             )
 
     def _mean_embedding(self, bundle: Bundle) -> npt.NDArray[np.float32]:
@@ -257,17 +296,30 @@ class ExtractionTask:
         self.position = int(state["position"])
 
     def fingerprint(self) -> dict[str, Any]:
-        """Architecture, mixtures, speakers and seed: what a checkpoint belongs to."""
+        """Architecture, mixtures, recordings, speakers and seed: what a checkpoint belongs to."""
         config = self.config
         return {
             "model": to_dict(config.model),
             "loss": to_dict(config.loss),
             "mixing": to_dict(self.settings),
+            "complete_share": config.complete_share,
+            "batch_size": config.data.batch_size,
+            "recordings": self._recordings(),
+            "init": read_extractor(config.init).digest() if config.init else None,
             "embedder": self.bundle.digest() if self.bundle is not None else str(config.embedder),
             "tune": config.tune,
             "speakers": hashlib.sha256("\n".join(self.train.speakers).encode()).hexdigest(),
             "seed": config.seed,
         }
+
+    def _recordings(self) -> str:
+        """Which ones there are, by their names, wherever they lie: of voices or mixtures, noises and rooms."""
+        if isinstance(self.train, PreparedMixtures):
+            names = [f"{each.key} {'/'.join(Path(each.wav).parts[-2:])}" for each in self.train.listed]
+        else:
+            names = [each.key for each in self.train.voices]
+            names += [key for store in (self.train.noise, self.train.rir) if store is not None for key in store]
+        return hashlib.sha256("\n".join(names).encode()).hexdigest()
 
 
 def described(config: ExtractionConfig) -> ExtractorConfig:
@@ -293,7 +345,7 @@ def speaking(mixture: Mixture) -> npt.NDArray[np.float32]:
 
 
 def _in_order(batch: Batch, estimates: Tensor) -> Batch:
-    """The batch with targets in the order in which estimates (B, K, S) are nearest to them."""
+    """The batch with targets in the order in which estimates (B, K, S) are nearest, by SI-SDR for every loss."""
     losses = pairwise(lambda estimate, target: -si_sdr(estimate, target), estimates, batch["targets"])
     order = torch.argsort(best_order(losses), dim=1)  # (B, K) the target of each estimate
     known = [name for name in ("targets", "present", "speaking") if name in batch]

@@ -210,6 +210,12 @@ def test_absent_targets_are_not_in_the_mixture(source: Path) -> None:
     assert 10 < absent < 30
 
 
+def test_absent_voices_have_the_speeds_of_the_others(source: Path) -> None:
+    made = Mixtures(read_voices(source), settings(targets=1, absent_share=0.5, speeds=(0.9, 1.1)), 0)
+    found = {(bool(mixture.present[0]), mixture.speakers[0][2:]) for mixture in map(made.__getitem__, range(30))}
+    assert found == {(present, speed) for present in (False, True) for speed in ("*0.9", "*1.1")}
+
+
 def test_the_curriculum_goes_from_its_start_to_the_end(source: Path) -> None:
     asked = settings(level=(-30, -30), sir=(0, 0), first_sir=(20, 20), curriculum=10)
     made = Mixtures(read_voices(source), asked, 0)
@@ -389,19 +395,6 @@ def test_crops_of_prepared_mixtures_are_aligned(prepared: Path) -> None:
     assert same(copy.deepcopy(made)[7], made[7])
 
 
-def test_whole_prepared_mixtures(prepared: Path) -> None:
-    made = PreparedMixtures(prepared, settings(), 3)
-    for index in range(len(made)):
-        mixture = made.whole(index)
-        assert mixture.key == f"mix{index:06d}"
-        assert mixture.present.all()
-        np.testing.assert_allclose(mixture.mixture, mixture.targets.sum(axis=0), atol=4 / 32768)
-        for target, enrolment in zip(mixture.targets, mixture.enrolments, strict=True):
-            (speaker, number), (told, other) = heard(target), heard(enrolment)
-            assert speaker == told
-            assert number != other
-
-
 def test_other_enrolments_of_prepared_mixtures(prepared: Path, source: Path) -> None:
     made = PreparedMixtures(prepared, settings(), 3, voices=read_voices(source))
     found: dict[tuple[str, str], set[int]] = {}
@@ -421,8 +414,10 @@ def test_a_target_without_reference_is_absent(prepared: Path, tmp_path: Path) ->
         (tmp_path / name).write_text((prepared / name).read_text())
     lines = (prepared / "ref.scp").read_text().splitlines()
     (tmp_path / "ref.scp").write_text("\n".join(lines[1:]) + "\n")
-    mixture = PreparedMixtures(tmp_path, settings(), 0).whole(0)
-    place = [f"{mixture.key}-{name}" for name in mixture.speakers].index(lines[0].split()[0])
+    made = PreparedMixtures(tmp_path, settings(), 0)
+    named = lines[0].split()[0]
+    mixture = next(each for each in map(made.__getitem__, range(len(made))) if named.startswith(f"{each.key}-"))
+    place = [f"{mixture.key}-{name}" for name in mixture.speakers].index(named)
     assert not mixture.present[place]
     assert not mixture.targets[place].any()
     assert mixture.present.sum() == len(mixture.speakers) - 1
@@ -432,11 +427,12 @@ def test_prepared_mixtures_that_do_not_fit(prepared: Path, tmp_path: Path) -> No
     for name in ("wav.scp", "ref.scp", "enroll.scp", "utt2spk", "rttm", "reco2dur"):
         (tmp_path / name).write_text((prepared / name).read_text())
     key, path = (prepared / "ref.scp").read_text().splitlines()[0].split()
+    made = PreparedMixtures(prepared, settings(), 0)
     short = tmp_path / "short.wav"
     soundfile.write(short, np.zeros(RATE, dtype=np.float32), RATE)
     (tmp_path / "ref.scp").write_text((prepared / "ref.scp").read_text().replace(path, str(short), 1))
     with pytest.raises(DataError, match="has 8000 samples"):
-        PreparedMixtures(tmp_path, settings(), 0).whole(0)
+        [PreparedMixtures(tmp_path, settings(), 0)[index] for index in range(len(made))]
     short.unlink()
     with pytest.raises(DataError, match="names 1 files that are not there"):
         PreparedMixtures(tmp_path, settings(), 0)

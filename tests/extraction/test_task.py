@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,8 @@ import pytest
 import torch
 import yaml
 
-from speakerkit.data.mixing.lists import ListedMixture, Target, write_mixture_dir
+from speakerkit.bundle import copy_bundle, read_bundle, write_weights
+from speakerkit.data.mixing.lists import ListedMixture, Target, read_mixture_dir, write_mixture_dir
 from speakerkit.embedding.embedder import Embedder, load
 from speakerkit.errors import BundleError, ConfigError, DataError
 from speakerkit.extraction.bundle import read_extractor
@@ -307,7 +310,8 @@ def test_an_embedder_is_trained_on_where_that_is_asked_for(built: Build) -> None
     [
         ("conv_tasnet", ["embedder=joint"], "embedder"),
         ("voicefilter", ["embedder=null"], "embedder"),
-        ("conv_tasnet", ["data.mixing.speakers=[2, 3]"], "data.mixing.speakers"),
+        ("conv_tasnet", ["data.mixing.speakers=[3, 3]"], "data.mixing.speakers"),
+        ("conv_tasnet", ["data.mixing.targets=1"], "data.mixing.targets"),
         ("bsrnn", ["loss.kind=magnitude"], "loss.kind"),
         ("bsrnn", ["model.args.separate=3"], "model.args.separate"),
         ("bsrnn", ["model.args.separate=2", "data.mixing.absent_share=0.1"], "model.args.separate"),
@@ -366,6 +370,44 @@ def test_prepared_mixtures_are_trained_and_validated_on(built: Build, voices: Pa
     assert list(built("spex_plus").valid_batches()) == []
 
 
+def test_numbers_of_targets_must_fit(built: Build, voices: Path, prepared: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"data\.train: has mixtures of 2 and 3 targets.*data\.mixing\.targets"):
+        built("bsrnn", "data.mixing.speakers=[2, 3]")
+    assert built("bsrnn", "data.mixing.speakers=[2, 3]", "data.mixing.targets=2").settings.targets == 2
+    with pytest.raises(ConfigError, match="are mixtures of 1 targets, conv_tasnet separates 2"):
+        built("conv_tasnet", f"data.train={prepared}").build_model()
+    with pytest.raises(ConfigError, match=r"model\.args\.separate"):
+        built("bsrnn", f"data.train={prepared}", "model.args.separate=2").build_model()
+    with pytest.raises(ConfigError, match="complete_share: asks for mixtures of nothing but targets"):
+        built("bsrnn", f"data.train={prepared}", "model.args.exchange=true", "complete_share=0.5").build_model()
+    first, *others = read_mixture_dir(prepared)
+    both = (*first.targets, Target("s1", f"{voices}/s1-1.wav", f"{voices}/s1-0.wav"))
+    write_mixture_dir(tmp_path / "uneven", [replace(first, targets=both), *others])
+    with pytest.raises(ConfigError, match=r"data\.valid: has mixtures of 1 and 2 targets"):
+        built("bsrnn", f"data.valid={tmp_path / 'uneven'}")
+
+
+def test_validation_is_as_hard_from_the_beginning(built: Build, voices: Path) -> None:
+    eased = ["data.mixing.curriculum=1000", "data.mixing.first_sir=[30, 30]", "data.mixing.sir=[0, 0]"]
+    task = built("bsrnn", *eased, f"data.valid={voices}")
+    assert task.train.settings.first_sir == (30, 30)
+    assert task.valid.settings == replace(task.settings, curriculum=0, first_sir=None)
+
+
+def test_a_start_has_to_know_the_same_embeddings(
+    built: Build, configured: Callable[..., Path], tmp_path: Path, small_bundle: Path
+) -> None:
+    run_experiment(configured("bsrnn", trainer={"steps": 1}))
+    start = publish(tmp_path / "exp", tmp_path / "start").path
+    assert built("bsrnn", f"init={start}").build_model() is not None
+    other = copy_bundle(read_bundle(small_bundle), tmp_path / "other").path
+    (other / "model.onnx").unlink(missing_ok=True)
+    tensors = read_bundle(other).tensors()
+    write_weights(other / "model.safetensors", {name: 1.5 * value for name, value in tensors.items()})
+    with pytest.raises(ConfigError, match="init: heard the embeddings of another model"):
+        built("bsrnn", f"init={start}", f"embedder={other}").build_model()
+
+
 def test_the_stream_goes_on_where_it_was_and_ranks_share_it(built: Build) -> None:
     task = built("conv_tasnet")
     stream = task.train_batches(0, 1)
@@ -396,7 +438,14 @@ def test_a_share_of_mixtures_is_said_to_be_complete(built: Build) -> None:
     assert "complete" not in next(iter(task.valid_batches()), {})
 
 
-def test_a_checkpoint_belongs_to_its_mixtures_model_and_loss(built: Build) -> None:
+def test_a_checkpoint_belongs_to_its_mixtures_model_and_loss(built: Build, prepared: Path, tmp_path: Path) -> None:
+    """Mixtures of the same names in another folder, as clean and noisy ones are, are others."""
+    other, noisy = tmp_path / "other", tmp_path / "mix_both"
+    noisy.mkdir()
+    listed = read_mixture_dir(prepared)
+    for each in listed:
+        shutil.copy(each.wav, noisy)
+    write_mixture_dir(other, [replace(each, wav=str(noisy / Path(each.wav).name)) for each in listed])
     prints = [
         built("spex_plus", *overrides).fingerprint()
         for overrides in (
@@ -406,6 +455,9 @@ def test_a_checkpoint_belongs_to_its_mixtures_model_and_loss(built: Build) -> No
             ["data.mixing.sir=[0, 1]"],
             ["seed=4"],
             ["data.mixing.speeds=[1.0, 1.1]"],
+            ["data.batch_size=3"],
+            [f"data.train={prepared}"],
+            [f"data.train={other}"],
         )
     ]
     assert all(one != other for number, one in enumerate(prints) for other in prints[:number])
