@@ -25,7 +25,7 @@ usage: run.sh [options]
   --bundle DIR      take this embedding model instead of training one; the outputs of blind models are told by it, and by the
                     references, which no user has, without
   --config FILE     experiment, conf/MODEL.yaml by default (conf/MODEL_mini.yaml for demo and mini)
-  --name NAME       names the folder exp/CORPUS-NAME, the model's name by default
+  --name NAME       names the folder, exp/CORPUS-NAME-2mix-8k-max-clean or whatever the mixtures are; the model's name by default
   --set KEY=VALUE   override a value of the configuration; may be given several times
   --stage N         begin at this stage, run before or not; without it finished stages are skipped
   --stop-stage N    end after this stage
@@ -74,7 +74,7 @@ kind=mix_$condition
 folder=Libri${speakers}Mix/wav$((rate / 1000))k/$mode # of a corpus, above its splits
 lists=$workdir/data/$corpus/${speakers}mix-$((rate / 1000))k-$mode-$condition
 [ -n "$name" ] || { name=$(basename "$config" .yaml) && name=${name%"$size"}; }
-exp=$workdir/exp/$corpus-$name
+exp=$workdir/exp/$corpus-$name-${lists##*/}
 label="$label, $speakers speakers, $((rate / 1000)) kHz, $mode, $condition"
 sources=$workdir/embedding/data/$corpus # of voices to mix and to enrol with
 embedding=$bundle                       # model that the voices are told by
@@ -107,6 +107,8 @@ stage_1() {
   if [ ! -d "$data/$folder" ]; then
     make_librimix
     found=$workdir/data/librimix
+    # Beside the mixtures, lists look for enrolments, and genders are looked up.
+    [ "$found" -ef "$data" ] || ln -sfn "$data/LibriSpeech" "$data/metadata" "$found"
   fi
   for split in train-100 train-360 dev test; do
     [ "$split" = train-360 ] && [ ! -d "$found/$folder/$split" ] || prepare_split "$found" "$split"
@@ -129,20 +131,24 @@ make_librimix() {
   done
 }
 
-# Of dev and test, enrolments are those of a list if there is one: enrolments/dev.tsv, enrolments/test.txt or the like.
+# Of dev and test, enrolments are those of the lists that are there: enrolments/dev.tsv, enrolments/test/spk1.enroll or the like.
 prepare_split() { # folder of the corpus, split
-  local list enrolled=() subset=$folder/$2/$kind
-  for list in "$data/enrolments/$2".*; do
-    [ ! -f "$list" ] || enrolled=(--trials "$list")
-    [[ $list != *.tsv ]] || subset=${folder#*/}/$kind # USED's, of 2 and of 3 speakers
+  local list enrolled=() subset=$folder/$2/$kind gathered=$lists/$2.enrolments
+  for list in "$data/enrolments/$2".* "$data/enrolments/$2"/*; do
+    [ -f "$list" ] || continue
+    [ "${#enrolled[@]}" -gt 0 ] || : >"$gathered"
+    awk 1 "$list" >>"$gathered"
+    enrolled=(--trials "$gathered")
+    [[ $list != *.tsv ]] || subset=$folder/$kind # USED's say where its mixtures are
   done
   speakerkit data prepare librimix "$1" "$lists/$2" --subset "$subset" "${enrolled[@]}" --workers "$nj"
 }
 
 stage_2() {
   if [ "$corpus" = librimix ]; then
-    join "$lists/train" "$lists"/train-*
-    [ ! -d "$sources/voices" ] || join "$sources/train" "$sources/voices"/*
+    join "$lists/train" "$mixture_files" "$lists"/train-*
+    leave_out "$lists/train" "$lists/dev" # USED's dev is a part of train-100
+    [ ! -d "$sources/voices" ] || join "$sources/train" "wav.scp utt2spk spk2utt utt2dur" "$sources/voices"/*
     return
   fi
   # What is trained on is mixed in training, without end. Of each mixture of absent, somebody else is wanted, too.
@@ -152,13 +158,24 @@ stage_2() {
   draw test "$sources/test" "$mixtures"
 }
 
-join() { # directory to write, directories whose keys differ
-  local out=$1 file
-  shift
+mixture_files="wav.scp ref.scp enroll.scp utt2spk reco2dur reco2utts rttm"
+
+join() { # directory to write, its files, directories whose keys differ
+  local out=$1 file part files=$2
+  shift 2
+  rm -rf "$out"
   mkdir -p "$out"
-  for file in "$1"/*; do
-    file=$(basename "$file")
-    for folder in "$@"; do cat "$folder/$file"; done | LC_ALL=C sort >"$out/$file"
+  for file in $files; do
+    for part in "$@"; do cat "$part/$file"; done | LC_ALL=C sort >"$out/$file"
+  done
+}
+
+leave_out() { # directory of mixtures, another one whose mixtures it shall not have
+  local file
+  for file in $mixture_files; do
+    awk 'FNR == NR { held[$1]; next } { key = $1 == "SPEAKER" ? $2 : $1; mixture = key; sub(/-[^-]*$/, "", mixture) }
+      !(key in held) && !(mixture in held)' "$2/wav.scp" "$1/$file" >"$1/.$file"
+    mv "$1/.$file" "$1/$file"
   done
 }
 
@@ -182,7 +199,7 @@ stage_3() {
     if [ -f "$sources/train/spk2gender" ]; then
       args+=(--set "data.genders=$(quoted "$sources/train/spk2gender")")
     else
-      args+=(--set data.mixing.same_gender_share=null --set data.mixing.first_same_gender_share=null)
+      args+=(--set data.mixing.same_gender_share=null --set data.mixing.first_same_gender_share=null --set data.mixing.curriculum=0)
     fi
   fi
   if [ "$voices" = embedding ]; then

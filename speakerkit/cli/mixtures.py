@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING, Annotated, Literal, cast
 
 import typer
 
+from speakerkit.audio import MAX_RATE, MIN_RATE
+
 if TYPE_CHECKING:
     from speakerkit.data.lists import Utterance
 
-Rate = Annotated[int, typer.Option(help="Sampling rate in Hz.")]
+Rate = Annotated[int, typer.Option(min=MIN_RATE, max=MAX_RATE, help="Sampling rate in Hz.")]
 Mode = Annotated[str, typer.Option(help="max (zeros up to the longest source), or min (cut to the shortest).")]
 Seed = Annotated[int, typer.Option(min=0, help="Same seed, same bytes.")]
 Threads = Annotated[int, typer.Option(min=1, help="Threads.")]

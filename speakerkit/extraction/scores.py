@@ -71,9 +71,9 @@ class ItemScore:
         speaker: whose voice is wanted.
         seconds: of the mixture.
         present: whether the target speaks in it.
-        speakers: voices in the mixture that are known, the target's included.
+        speakers: voices in the mixture, by its references and its turns.
         overlap: share of the speech in which two or more speak; ``None`` without turns.
-        genders: of the voices in the mixture, sorted, such as "F+M"; "" where they are not known.
+        genders: of the voices in the mixture, sorted, such as "F+M"; "" where one is not known.
         measured: figures by the names of :data:`FIGURES`.
         failures: why a figure could not be measured, by its name.
         error: why there is no estimate to measure, or "".

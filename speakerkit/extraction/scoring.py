@@ -46,7 +46,7 @@ class Item:
         enrolment_wav: of another utterance.
         others: path of each other voice of the mixture that is known alone, by speaker.
         turns: (start, end, speaker) in seconds of all who speak; empty where that is not known.
-        genders: of all targets of the mixture, sorted, such as "F+M"; "" where they are not known.
+        genders: of all voices of the mixture, sorted, such as "F+M"; "" where one is not known.
     """
 
     key: str
@@ -77,7 +77,8 @@ def read_items(folder: str | Path) -> list[Item]:
 
 def _item(mixture: ListedMixture, target: Target, genders: Mapping[str, str]) -> Item:
     present = [each for each in mixture.targets if each.reference]
-    known = [genders.get(each.speaker, "") for each in present]
+    heard = {each.speaker for each in present} | {speaker for _, _, speaker in mixture.turns}
+    known = [genders.get(speaker, "") for speaker in heard]
     return Item(
         target_key(mixture.key, target.speaker),
         mixture.key,
@@ -211,11 +212,9 @@ def score_item(item: Item, estimate_wav: str, wanted: Sequence[str] = METRICS) -
         AudioError: a mixture or a reference that cannot be read.
     """
     mixture = load_audio(item.mixture_wav)
-    references = {name: _reference(path, mixture, item) for name, path in item.others.items()}
+    references = {name: voice for name, path in item.others.items() if np.any(voice := _reference(path, mixture, item))}
     target = _reference(item.target_wav, mixture, item) if item.target_wav else np.zeros_like(mixture.samples)
     present = bool(np.any(target))
-    if not present:
-        references.pop(item.speaker, None)
     estimate: Signal | None = None
     error = ""
     try:
@@ -240,7 +239,7 @@ def score_item(item: Item, estimate_wav: str, wanted: Sequence[str] = METRICS) -
         item.speaker,
         round(mixture.seconds, DECIMALS),
         present,
-        len(references) + present,
+        len({*references, *spoken} | ({item.speaker} if present else set())),
         _overlap(spoken),
         item.genders,
         measured,

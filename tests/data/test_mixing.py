@@ -6,6 +6,7 @@ import csv
 import json
 import shutil
 from collections import namedtuple
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -366,6 +367,40 @@ def test_written_set_is_the_same_for_any_number_of_workers_and_resumes(source: P
     }
     with pytest.raises(DataError, match="other metadata or settings"):
         write_drawn(voices(source), tmp_path / "two", settings, 4, 8, rate=8000, noises=noises)
+
+
+def test_mixtures_keep_the_noise_that_they_have(source: Path, tmp_path: Path) -> None:
+    """Clean ones may get one later; then neither its level nor its name may change."""
+    quiet = DrawSettings(loudness=(-40, -40), snr=(20, 20))
+    one, other = ([str(source / f"s0-{number}.wav")] for number in (6, 12))
+    write_drawn(voices(source), tmp_path, quiet, 2, 0, rate=8000)
+    write_drawn(voices(source), tmp_path, quiet, 2, 0, rate=8000, noises=one)
+    before = (tmp_path / "metadata.csv").read_bytes()
+    for settings, noises in ((quiet, other), (replace(quiet, snr=(10, 10)), one)):
+        with pytest.raises(DataError, match="other metadata or settings"):
+            write_drawn(voices(source), tmp_path, settings, 2, 0, rate=8000, noises=noises)
+    assert (tmp_path / "metadata.csv").read_bytes() == before
+    write_drawn(voices(source), tmp_path, quiet, 2, 0, rate=8000)  # clean ones are what they were
+    with pytest.raises(DataError, match="other metadata or settings"):
+        write_drawn(voices(source), tmp_path, quiet, 2, 0, rate=8000, noises=other)
+
+
+@pytest.mark.parametrize("samples", [1, 50, 51])
+def test_a_noise_no_longer_than_the_fade_is_not_repeated(samples: int) -> None:
+    noise = np.ones(samples)
+    with pytest.raises(DataError, match="too short to be repeated"):
+        extended(noise, samples + 1, 100)
+    assert np.array_equal(extended(noise, samples, 100), noise)
+    assert len(extended(np.ones(52), 60, 100)) == 60
+
+
+@pytest.mark.parametrize("rate", [0, -8000, 400_000])
+@pytest.mark.parametrize("command", ["librimix", "mixtures", "rooms"])
+def test_rates_that_no_recording_has(command: str, rate: int, tmp_path: Path) -> None:
+    given = {"librimix": ("m.csv", tmp_path, "--librispeech", tmp_path), "mixtures": (tmp_path, tmp_path / "out")}
+    ran = speakerkit("data", command, *given.get(command, (tmp_path / "out",)), "--rate", rate)
+    assert ran.code == 2
+    assert "--rate" in " ".join(ran.errors)
 
 
 def test_absent_targets_and_genders_of_drawn_mixtures(source: Path, tmp_path: Path) -> None:

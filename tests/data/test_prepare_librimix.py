@@ -12,7 +12,7 @@ import soundfile
 from speakerkit.data.lists import read_table
 from speakerkit.data.mixing.lists import ListedMixture, Target, read_mixture_dir, write_mixture_dir
 from speakerkit.data.prepare import prepare_corpus
-from speakerkit.data.prepare.librimix import _enrolment_row, _used_rows
+from speakerkit.data.prepare.librimix import _enrolment_row, _info_genders, _used_rows
 from speakerkit.data.sources import speech_spans
 from speakerkit.errors import DataError
 from tests.command import speakerkit
@@ -132,6 +132,78 @@ def test_used_splits(root: Path, tmp_path: Path) -> None:
     ran = speakerkit("data", "prepare", "librimix", root, tmp_path / "no", "--trials", tmp_path / "test.tsv")
     assert ran.code == 2
     assert "lacks 3 files of the list" in ran.errors[0]
+
+
+def used_list(path: Path, *rows: tuple[str, int, str]) -> Path:
+    """A list of USED's, of rows (mixture, number of the target, enrolment of test-clean)."""
+    lines = []
+    for key, number, utterance in rows:
+        speaker, chapter, _ = utterance.split("-")
+        folder = f"Libri{key.count('_') + 1}Mix/wav16k/max/test"
+        enrolment = f"LibriSpeech/test-clean/{speaker}/{chapter}/{utterance}.flac"
+        paths = f"{folder}/mix_both/{key}.wav", f"{folder}/s{number}/{key}.wav", enrolment
+        lines.append("\t".join((key, *paths, speaker)))
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+def test_used_lists_of_both_numbers_of_speakers(root: Path, tmp_path: Path) -> None:
+    """With Libri2Mix in --subset, those of three are left out, whose files need not be there."""
+    three = f"{MIXTURES[0]}_19-227-0045"
+    rows = [(MIXTURES[0], 1, "61-70970-0040"), (MIXTURES[0], 2, "908-31957-0009"), (three, 1, "61-70970-0040")]
+    listed = used_list(tmp_path / "test.tsv", *rows)
+
+    def prepare(subset: str) -> list[ListedMixture]:
+        prepare_corpus("librimix", root, tmp_path / "out", subset=subset, trials=str(listed))
+        return read_mixture_dir(tmp_path / "out")
+
+    assert [each.key for each in prepare("Libri2Mix/wav8k/min/mix_clean")] == [MIXTURES[0]]
+    with pytest.raises(DataError, match="lacks 2 files of the list"):
+        prepare("wav8k/min/mix_clean")
+    with pytest.raises(DataError, match=r"test\.tsv.*has no targets in Libri4Mix"):
+        prepare("Libri4Mix/wav8k/min/mix_clean")
+
+
+def test_used_mixtures_of_one_voice(root: Path, tmp_path: Path) -> None:
+    """In mix_single nobody but the first is a target or speaks."""
+    rows = [(MIXTURES[0], 1, "61-70970-0040"), (MIXTURES[0], 2, "908-31957-0009")]
+    listed = used_list(tmp_path / "test.tsv", *rows)
+    prepare_corpus("librimix", root, tmp_path / "out", subset="wav8k/min/mix_single", trials=str(listed))
+    (mixture,) = read_mixture_dir(tmp_path / "out")
+    assert enrolments(tmp_path / "out") == {f"{MIXTURES[0]}-61": "61-70970-0040"}
+    assert {speaker for _, _, speaker in mixture.turns} == {"61"}
+
+
+def test_genders_of_librispeech_or_of_the_metadata(root: Path, tmp_path: Path) -> None:
+    def genders(*trials: Path) -> dict[str, str]:
+        subset = "Libri2Mix/wav8k/min/mix_clean" if trials else "Libri2Mix/wav8k/min/test/mix_clean"
+        given = str(trials[0]) if trials else None
+        prepare_corpus("librimix", root, tmp_path / "out", subset=subset, trials=given)
+        return read_table(tmp_path / "out" / "spk2gender")
+
+    prepare_corpus("librimix", root, tmp_path / "none", subset="Libri2Mix/wav8k/min/test")
+    assert not (tmp_path / "none" / "spk2gender").exists()
+    table = root / "metadata" / "Libri2Mix" / "libri2mix_test-clean_info.csv"
+    table.parent.mkdir(parents=True)
+    columns = "mixture_ID,speaker_1_ID,speaker_1_sex,speaker_2_ID,speaker_2_sex"
+    table.write_text(f"{columns}\n{MIXTURES[0]},61.0,M,908.0,F\n")
+    assert genders() == {"61": "m", "908": "f"}
+    (root / "LibriSpeech" / "SPEAKERS.TXT").write_text(
+        ";x\n61 | F | test-clean | 8 | A\n908 | M | test-clean | 8 | B\n"
+    )
+    assert genders() == {"61": "f", "908": "m"}
+    # Also of who speaks and is no target.
+    assert genders(used_list(tmp_path / "test.tsv", (MIXTURES[0], 1, "61-70970-0040"))) == {"61": "f", "908": "m"}
+    again = tmp_path / "again"
+    ran = speakerkit("data", "prepare", "librimix", root / "Libri2Mix" / "wav8k" / "min" / "test", again)
+    assert (ran.code, read_table(again / "spk2gender")) == (0, {"61": "f", "908": "m"})
+
+
+def test_genuine_genders(real_data: Path) -> None:
+    table = real_data / "librimix-metadata" / "Libri3Mix_libri3mix_dev-clean_info.csv"
+    found = dict(_info_genders(table))
+    assert (found["6313"], found["6295"], found["2277"]) == ("F", "M", "F")
+    assert all(speaker.isdigit() for speaker in found)
 
 
 def test_genuine_used_rows(real_data: Path) -> None:

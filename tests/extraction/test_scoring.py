@@ -97,6 +97,28 @@ def test_groups(made: MixtureSet) -> None:
     }
 
 
+def test_voices_that_are_no_targets_count(made: MixtureSet) -> None:
+    """Of m0 ann alone is enrolled; bob speaks all the same."""
+    for name in ("ref.scp", "enroll.scp", "utt2spk"):
+        lines = (made.folder / name).read_text().splitlines(True)
+        (made.folder / name).write_text("".join(line for line in lines if not line.startswith("m0-bob ")))
+    (made.estimates / "m0-bob.wav").unlink()
+    first = score(made).items[0]
+    assert (first.key, first.speakers, first.genders) == ("m0-ann", 2, "F+M")
+    (made.folder / "spk2gender").write_text("ann f\ncy f\n")
+    found = score(made)
+    assert (found.items[0].speakers, found.items[0].genders) == (2, "")
+    assert list(found.groups()["1 speaker"]) == [item for item in found.items if item.key == "m2-cy"]
+    assert [item.key for item in found.groups()["genders F"]] == ["m2-cy"]
+
+
+def test_a_voice_that_is_silent_is_none_of_the_mixture(made: MixtureSet) -> None:
+    soundfile.write(made.folder / "zeros.wav", np.zeros(len(made.samples["m1"])), RATE)
+    with open(made.folder / "ref.scp", "a") as stream:
+        stream.write(f"m1-cy {made.folder / 'zeros.wav'}\n")
+    assert {item.speakers for item in score(made).items if item.mixture == "m1"} == {2}
+
+
 def test_a_loud_estimate_is_as_good(made: MixtureSet) -> None:
     def leveled() -> dict[str, Measured]:
         found = score(made).items[0].measured

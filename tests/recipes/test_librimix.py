@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from functools import partial
 from itertools import combinations
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 import soundfile
 import torch
 
+from speakerkit.data.lists import read_table
 from speakerkit.data.mixing.lists import read_mixture_dir
 from speakerkit.extraction.bundle import read_extractor
 from speakerkit.extraction.model import build_conditioned
@@ -57,6 +59,16 @@ def test_each_model_has_its_published_sizes_and_a_small_configuration(model: str
         told = size if experiment.embedder == "bundle" else None
         extractor = build_conditioned(experiment.model, 16000, told).extractor
     assert sum(each.numel() for each in extractor.parameters()) / 1e6 == pytest.approx(millions, abs=5e-4)
+
+
+def test_voicefilter_with_the_papers_bins() -> None:
+    """18.88 M parameters with embeddings of 256 values; all else is as without."""
+    usual, paper = (experiment_of(RECIPE / "conf" / f"{name}.yaml") for name in ("voicefilter", "voicefilter_paper"))
+    assert paper.model.args == {**usual.model.args, "n_fft": 1200}
+    assert replace(paper, model=usual.model) == usual
+    with torch.device("meta"):
+        extractor = build_conditioned(paper.model, 16000, 256).extractor
+    assert sum(each.numel() for each in extractor.parameters()) / 1e6 == pytest.approx(18.88, abs=5e-3)
 
 
 def test_the_ablations_differ_from_their_model_in_one_thing() -> None:
@@ -134,7 +146,7 @@ def test_whole_recipe_then_nothing_left_to_do(mini: Path, small_bundle: Path, tm
     workdir = tmp_path / "a folder"
     done = run(*bsrnn, workdir=workdir)
     assert done.returncode == 0, done.stderr
-    lists, exp = workdir / "data" / "mini" / "2mix-8k-max-clean", workdir / "exp" / "mini-bsrnn"
+    lists, exp = workdir / "data" / "mini" / "2mix-8k-max-clean", workdir / "exp" / "mini-bsrnn-2mix-8k-max-clean"
     listed = {part: read_mixture_dir(lists / part) for part in ("valid", "absent", "test")}
     names = {part: {turn[2] for each in mixtures for turn in each.turns} for part, mixtures in listed.items()}
     assert names["test"] <= {str(speaker) for speaker in range(4)}
@@ -167,7 +179,8 @@ def test_blind_outputs_are_told_by_references_or_embeddings(mini: Path, small_bu
     for added, told_by in (([], "oracle"), (["--bundle", str(small_bundle), "--stage", "5"], "embedding")):
         done = run(*options, *added, workdir=tmp_path / "work")
         assert done.returncode == 0, done.stderr
-        results = json.loads((tmp_path / "work" / "exp" / "mini-conv_tasnet" / "results.json").read_text())
+        exp = tmp_path / "work" / "exp" / "mini-conv_tasnet-2mix-8k-max-clean"
+        results = json.loads((exp / "results.json").read_text())
         assert (results["scores"]["count"], results["scores"]["errors"]) == (8, 0)
         assert results["told_by"] == told_by
         if told_by == "oracle":
@@ -200,5 +213,65 @@ def test_published_mixtures_are_read_where_they_lie(libri2mix: Path, tmp_path: P
     assert done.returncode == 0, done.stderr
     lists = tmp_path / "work" / "data" / "librimix" / "2mix-8k-min-clean"
     assert len(read_mixture_dir(lists / "train")) == 3
-    scores = json.loads((tmp_path / "work" / "exp" / "librimix-spex_plus" / "scores" / "scores.json").read_text())
+    exp = tmp_path / "work" / "exp" / "librimix-spex_plus-2mix-8k-min-clean"
+    scores = json.loads((exp / "scores" / "scores.json").read_text())
     assert (scores["count"], scores["errors"]) == (6, 0)
+
+
+@pytest.fixture
+def librispeech(tmp_path: Path) -> Path:
+    """LibriSpeech and LibriMix's metadata, of which mixtures of two are to be made; a file of it is no audio."""
+    root = tmp_path / "corpus"
+    splits = {"train-clean-100": range(10, 13), "train-clean-360": range(13, 16), "test-clean": range(30, 33)}
+    (root / "metadata" / "Libri2Mix").mkdir(parents=True)
+    for split, speakers in splits.items():
+        write_librispeech(root / "LibriSpeech" / split, speakers)
+        lines = ["mixture_ID,source_1_path,source_1_gain,source_2_path,source_2_gain"]
+        for number, pair in enumerate(combinations(speakers, 2)):
+            names = [f"{speaker}-7-{number:04d}" for speaker in pair]
+            paths = [f"{split}/{speaker}/7/{name}.flac" for speaker, name in zip(pair, names, strict=True)]
+            lines.append(f"{'_'.join(names)},{paths[0]},0.5,{paths[1]},0.4")
+        (root / "metadata" / "Libri2Mix" / f"libri2mix_{split}.csv").write_text("\n".join(lines) + "\n")
+    (root / "LibriSpeech" / "train-clean-100" / "10" / "7" / "10-7-0009.flac").write_bytes(b"no audio")
+    people = [
+        f"{speaker} | {'FM'[speaker % 2]} | x | 1 | name\n" for speakers in splits.values() for speaker in speakers
+    ]
+    (root / "LibriSpeech" / "SPEAKERS.TXT").write_text("".join(people))
+    return root
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_lists_of_enrolments_go_with_mixtures_that_are_made_here(librispeech: Path, tmp_path: Path) -> None:
+    """USED's dev, of two and of three speakers, which is a part of train-100; wesep's two lists, and SpEx+'s."""
+    held = "10-7-0000_11-7-0000"
+    used = [
+        f"{key}\tLibri{count}Mix/wav16k/max/train-100/mix_both/{key}.wav"
+        f"\tLibri{count}Mix/wav16k/max/train-100/s{number + 1}/{key}.wav"
+        f"\tLibriSpeech/train-clean-100/1{number}/7/1{number}-7-0002.flac\t1{number}\n"
+        for count, key in ((2, held), (3, f"{held}_12-7-0000"))
+        for number in range(2)
+    ]
+    lists = librispeech / "enrolments"
+    (lists / "test").mkdir(parents=True)
+    (lists / "dev.tsv").write_text("".join(used))
+    keys = ["30-7-0000_31-7-0000", "30-7-0001_32-7-0001", "31-7-0002_32-7-0002"]
+    (lists / "test" / "spk1.enroll").write_text(f"{keys[0]} s1/{keys[1]}.wav\n{keys[1]} s1/{keys[0]}.wav")
+    (lists / "test" / "spk2.enroll").write_text(f"{keys[0]} s1/{keys[2]}.wav\n{keys[1]} s2/{keys[2]}.wav\n")
+    enrolled = ("31-7-0001", "32-7-0000")
+    (lists / "test.scp").write_text("".join(f"{keys[2]}_{name} gone/{name}.flac\n" for name in enrolled))
+    options = ["--corpus", "librimix", "--data", str(librispeech), "--rate", "8000", "--model", "spex_plus"]
+    done = run(*options, "--stop-stage", "2", workdir=tmp_path / "work")
+    assert done.returncode == 0, done.stderr
+    data = tmp_path / "work" / "data" / "librimix" / "2mix-8k-max-clean"
+    (dev,) = read_mixture_dir(data / "dev")
+    assert dev.key == held
+    assert [Path(target.enrolment).name for target in dev.targets] == ["10-7-0002.flac", "11-7-0002.flac"]
+    train = read_mixture_dir(data / "train")
+    assert len(train) == 2 + 3
+    assert held not in {each.key for each in train}
+    assert all(len(each.targets) == len({turn[2] for turn in each.turns}) == 2 for each in train)
+    assert [len(each.targets) for each in read_mixture_dir(data / "test")] == [2, 2, 2]
+    assert read_table(data / "test" / "spk2gender") == {"30": "f", "31": "m", "32": "f"}
+    voices = read_table(tmp_path / "work" / "embedding" / "data" / "librimix" / "train" / "utt2spk")
+    assert sorted(set(voices.values())) == [str(speaker) for speaker in range(10, 16)]

@@ -119,12 +119,12 @@ def extended(noise: Signal, count: int, rate: int) -> Signal:
     """(count,): ``noise`` again and again, each time faded into the last by half a second of a Hann window of one.
 
     Raises:
-        DataError: it is shorter than the fade.
+        DataError: it has to be repeated, and is no longer than the fade.
     """
     window = np.hanning(rate + 1)
     rising = window[: rate // 2 + 1]
     fade = len(rising)
-    if len(noise) < min(count, fade):
+    if len(noise) < count and len(noise) <= fade:  # repeating it would add nothing
         raise DataError(None, f"is {len(noise) / rate:.2f} s long, too short to be repeated", "noises last over 0.5 s")
     longer = noise
     while len(longer) < count:
@@ -269,25 +269,28 @@ def _require_space(folder: Path, wanted: int) -> None:
 
 
 def _require_same(folder: Path, recipes: Sequence[Recipe], rate: int, mode: Mode, noisy: bool) -> None:
-    """Only mixtures of the same metadata go on in a folder."""
-    plain = [
-        [each.key, [[[p.gain, p.level, p.start, p.cut, p.channel] for p in source] for source in each.sources]]
-        for each in recipes
-    ]
+    """Only mixtures of the same metadata go on in a folder; clean ones may get their noise later."""
+    plain = [[each.key, [[_plain(piece) for piece in source] for source in each.sources]] for each in recipes]
     longer = noisy and any(recipe.noise is not None and recipe.noise.cut is not None for recipe in recipes)
-    description = {
-        "mixtures": hashlib.sha256(json.dumps(plain).encode()).hexdigest(),
-        "rate": rate,
-        "mode": mode,
-        "as_long_as_noise": longer,
-    }
+    description = {"mixtures": _digest(plain), "rate": rate, "mode": mode, "as_long_as_noise": longer}
+    noises = [[Path(each.noise.path).name, *_plain(each.noise)] for each in recipes if each.noise is not None]
+    noise = {"noise": _digest(noises)} if noisy else {}
+    known: dict[str, Any] = {}
     if (folder / SETTINGS).exists():
-        if json.loads((folder / SETTINGS).read_text(encoding="utf-8")) != description:
+        known = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
+        if known != {**known, **description} or ("noise" in known and known != {**known, **noise}):
             raise DataError(folder, "holds mixtures of other metadata or settings", "choose another folder")
     elif folder.exists() and any(folder.iterdir()):
         raise DataError(folder, "is not empty", "choose another folder")
-    else:
-        write_json(folder / SETTINGS, description)
+    write_json(folder / SETTINGS, {**known, **description, **noise})
+
+
+def _plain(piece: Piece) -> list[Any]:
+    return [piece.gain, piece.level, piece.start, piece.cut, piece.channel]
+
+
+def _digest(plain: list[Any]) -> str:
+    return hashlib.sha256(json.dumps(plain).encode()).hexdigest()
 
 
 def published_folder(metadata: str | Path, recipes: Sequence[Recipe], rate: int, mode: Mode) -> Path:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import os
 import re
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +22,8 @@ from speakerkit.data.mixing.lists import ListedMixture, Target, target_key, writ
 from speakerkit.data.mixing.recipes import Recipe, read_recipes, turns_of, write_recipes
 from speakerkit.data.parallel import map_threads
 from speakerkit.data.prepare.corpus import CORPORA, Prepared
-from speakerkit.data.sources import GENDERS, speech_spans
+from speakerkit.data.prepare.librispeech import SPEAKERS
+from speakerkit.data.sources import GENDERS, read_genders, speech_spans
 from speakerkit.errors import DataError
 
 LAYOUT = "SPLIT/{mix_clean|mix_both|mix_noisy|mix_single}/KEY.wav and SPLIT/s1/KEY.wav"
@@ -58,10 +61,12 @@ def prepare(
 
     Args:
         root: a split (``Libri2Mix/wav8k/min/test``), or what lies above it.
-        out: gets ``wav.scp ref.scp enroll.scp utt2spk rttm reco2dur reco2utts``, and ``reco2alias`` where there is one.
+        out: gets ``wav.scp ref.scp enroll.scp utt2spk rttm reco2dur reco2utts``, ``reco2alias`` where there is one, and
+            ``spk2gender`` where a split, a folder above it or LibriSpeech there says: SPEAKERS.TXT, or in ``metadata``
+            LibriMix's ``*_info.csv``.
         subset: path below ``root``, up to the type of mixture (``Libri2Mix/wav8k/min/test/mix_both``) or without it
             (mix_clean if it is there). With a list of USED's, whose paths are below ``root``, the parts of these paths
-            to replace: ``wav8k/min/mix_clean``.
+            to replace: ``wav8k/min/mix_clean``; with ``Libri2Mix`` before them, of such mixtures only.
         trials: list of enrolments: USED's, speakerbeam's (text or csv), wesep's ``spkN.enroll``, or an ``aux.scp`` as
             of SpEx+ or L-SpEx. Where there is none, each target is enrolled with a source of another mixture.
 
@@ -74,14 +79,20 @@ def prepare(
         raise DataError(root, "no such directory", "give a split, or the folder above it")
     rows = _used_rows(Path(trials)) if trials else []
     if rows:
-        mixtures = _used_mixtures(root, rows, subset, workers)
+        mixtures = _used_mixtures(root, rows, subset, trials, workers)
         aliases: dict[str, str] = {}
+        genders = _genders(root)
     else:
         split = _split(root, subset)
         given = _read_enrolments(Path(trials), root, split) if trials else {}
         mixtures = _listed(split, given, trials, workers)
         aliases = {key: recipe.alias for key, recipe in split.recipes.items() if recipe.alias}
+        genders = _genders(split.folder)
     write_mixture_dir(out, mixtures)
+    heard = {speaker for each in mixtures for _, _, speaker in each.turns}
+    heard |= {target.speaker for each in mixtures for target in each.targets}
+    if heard & genders.keys():
+        write_table(out / GENDERS, {speaker: genders[speaker].lower() for speaker in heard & genders.keys()})
     if aliases:
         write_table(out / "reco2alias", {each.key: aliases[each.key] for each in mixtures})
     speakers = {target.speaker for each in mixtures for target in each.targets}
@@ -168,6 +179,31 @@ def _speaker(utterance: str) -> str:
     return utterance.partition("-")[0]
 
 
+def _genders(folder: Path) -> dict[str, str]:
+    """Speaker to "M" or "F", as far as a split or the folders above it say."""
+    if (folder / GENDERS).is_file():
+        return read_genders(folder / GENDERS)
+    if (folder / METADATA).is_file():  # drawn here, of speakers who need not be LibriSpeech's
+        return {}
+    for above in [folder.absolute(), *folder.absolute().parents][:5]:
+        for listed in (above / SPEAKERS, above / "LibriSpeech" / SPEAKERS):
+            if listed.is_file():
+                return read_genders(listed)
+        tables = sorted((above / "metadata").rglob("*_info.csv"))
+        if tables:
+            return {speaker: gender for table in tables for speaker, gender in _info_genders(table)}
+    return {}
+
+
+def _info_genders(table: Path) -> Iterator[tuple[str, str]]:
+    """Of LibriMix's ``*_info.csv``, whose ids of speakers look like 3536.0."""
+    for row in csv.DictReader(io.StringIO("\n".join(read_lines(table)))):
+        for number in (1, 2, 3):
+            speaker, gender = row.get(f"speaker_{number}_ID"), row.get(f"speaker_{number}_sex")
+            if speaker and gender in ("F", "M"):
+                yield speaker.removesuffix(".0"), gender
+
+
 def _listed(split: _Split, given: Enrolments, source: str | None, workers: int) -> list[ListedMixture]:
     recipes = list(split.recipes.values())
     sources = [
@@ -241,12 +277,17 @@ def _used_rows(path: Path) -> list[list[str]]:
     return rows if used else []
 
 
-def _used_mixtures(root: Path, rows: Sequence[Sequence[str]], subset: str | None, workers: int) -> list[ListedMixture]:
-    wanted = (subset or "").split("/") if subset else []
+def _used_mixtures(
+    root: Path, rows: Sequence[Sequence[str]], subset: str | None, source: str | None, workers: int
+) -> list[ListedMixture]:
+    wanted = subset.split("/") if subset else []
     by_mixture: dict[str, list[tuple[str, str, str, str]]] = {}
     for key, mixture, target, enrolment, speaker in rows:
         paths = (_replaced(mixture, wanted), _replaced(target, wanted, False), enrolment)
-        by_mixture.setdefault(key, []).append((*(str((root / path).absolute()) for path in paths), speaker))  # type: ignore[arg-type]
+        if _is_wanted(*paths[:2], wanted):
+            by_mixture.setdefault(key, []).append((*(str((root / path).absolute()) for path in paths), speaker))  # type: ignore[arg-type]
+    if not by_mixture:
+        raise DataError(source, f"has no targets in {subset or 'mix_single'}", "take another list, or --subset")
     missing = sorted(
         {path for group in by_mixture.values() for row in group for path in row[:3] if not os.path.isfile(path)}
     )
@@ -260,9 +301,8 @@ def _used_mixtures(root: Path, rows: Sequence[Sequence[str]], subset: str | None
         path = group[0][0]
         seconds = audio_info(path).seconds
         folder = Path(path).parent.parent
-        sources = {
-            _speaker(part): str(folder / f"s{number + 1}" / f"{key}.wav") for number, part in enumerate(key.split("_"))
-        }
+        spoken = key.split("_")[:1] if Path(path).parent.name == "mix_single" else key.split("_")
+        sources = {_speaker(part): str(folder / f"s{number + 1}" / f"{key}.wav") for number, part in enumerate(spoken)}
         heard = {speaker: each for speaker, each in sources.items() if os.path.isfile(each)}
         heard |= {speaker: target for _, target, _, speaker in group}
         turns = tuple(sorted((start, min(end, seconds), name) for start, end, name in _turns(heard)))
@@ -270,6 +310,13 @@ def _used_mixtures(root: Path, rows: Sequence[Sequence[str]], subset: str | None
         return ListedMixture(key, path, seconds, targets, turns, tuple(key.split("_")))
 
     return list(map_threads(measured, list(by_mixture), workers=workers, description="mixtures", unit="mix", block=8))
+
+
+def _is_wanted(mixture: str, target: str, wanted: Sequence[str]) -> bool:
+    """Whether a target is of the corpus that is asked for, and to be heard: in mix_single, s1 alone is."""
+    corpus = next((part for part in wanted if re.fullmatch(r"Libri\dMix", part)), "")
+    heard = "mix_single" not in mixture.split("/") or "s1" in target.split("/")
+    return heard and corpus in ("", *mixture.split("/"))
 
 
 def _replaced(path: str, wanted: Sequence[str], mixture: bool = True) -> str:
