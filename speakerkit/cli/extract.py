@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import logging
+from collections import Counter, deque
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
+from urllib.parse import quote
 
 import typer
+from typer.core import TyperCommand
 
 from speakerkit.cli.options import (
     AllowPipes,
@@ -31,16 +34,53 @@ logger = logging.getLogger("speakerkit")
 NOTE = "extract.yaml"
 
 
+class ExtractCommand(TyperCommand):
+    """``--enrol A.wav B.wav`` is ``--enrol A.wav --enrol B.wav``: click's options take one value."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """As in click."""
+        return super().parse_args(ctx, _one_by_one(args))
+
+
+def _one_by_one(args: Sequence[str]) -> list[str]:
+    """``--enrol`` and the target's name before each of the files that follow ``--enrol``, up to the next option."""
+    waiting, given = deque(args), list[str]()
+    while waiting and waiting[0] != "--":
+        word = waiting.popleft()
+        option, equals, first = word.partition("=")
+        if option != "--enrol" or not (equals or waiting):
+            given.append(word)
+            continue
+        first = first if equals else waiting.popleft()
+        given += ["--enrol", first]
+        name, _ = _named(first)
+        while waiting and not waiting[0].startswith("-"):
+            text = waiting.popleft()
+            given += ["--enrol", text if name is None or _named(text)[0] is not None else f"{name}={text}"]
+    return [*given, *waiting]
+
+
+def _named(text: str) -> tuple[str | None, str]:
+    """``NAME=FILES`` apart."""
+    name, equals, files = text.partition("=")
+    return (name, files) if equals and not Path(text).exists() else (None, text)
+
+
 def extract(
     mixtures: Annotated[
         list[Path],
-        typer.Argument(help="Mixtures, lists of them (.scp, lines `key path`), or one directory with enroll.scp."),
+        typer.Argument(
+            help="Mixtures, lists of them (.scp, lines `key path`), or one directory with enroll.scp; before --enrol."
+        ),
     ],
     model: Annotated[Path, typer.Option("--model", "-m", help="Extraction model.", envvar="SPEAKERKIT_EXTRACTOR")],
     out: Annotated[Path, typer.Option(help="Folder: MIXTURE-TARGET.wav of each voice, wav.scp, results.jsonl.")],
     enrol: Annotated[
         list[str] | None,
-        typer.Option(help="[NAME=]FILE[,FILE...], the target alone; again with other names for other targets."),
+        typer.Option(
+            help="[NAME=]FILE [FILE...], the target alone: all up to the next option (FILE,FILE does as well); again "
+            "with other names for other targets."
+        ),
     ] = None,
     voice: Annotated[
         list[str] | None, typer.Option(help="Target that is enrolled in --voices; may be repeated.")
@@ -58,13 +98,17 @@ def extract(
     block: Annotated[float, typer.Option(min=0, help="Seconds of a block of long mixtures; 0 runs all whole.")] = 10.0,
     overlap: Annotated[float, typer.Option(min=0, help="Seconds that blocks share.")] = 2.0,
     channel: ChannelOption = "mix",
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Do all again; else only what --out lacks.")] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Do all again and forget what is there; else only what --out lacks.")
+    ] = False,
     threads: Annotated[int, typer.Option(min=0, help="Of onnxruntime; 0 for one a core.")] = 0,
     device: Device = "auto",
     allow_pipes: AllowPipes = False,
     as_json: Json = False,
 ) -> None:
     """Targets' voices out of mixtures, by enrolments: as long and as loud as in the mixture, in 32-bit float files.
+
+    Blanks, and what file systems refuse, are percent-encoded in MIXTURE-TARGET, which is the key in all lists too.
 
     A directory names its targets itself: wav.scp, enroll.scp and utt2spk, keys MIXTURE-SPEAKER. What fails is named in
     failed.tsv, the others are done (exit 3); the same command again does what is missing.
@@ -78,6 +122,7 @@ def extract(
     picked = check_channel(channel)
     entries = {} if folder is not None else named_entries(mixtures, allow_pipes)
     listed = [] if folder is None else read_jobs(folder, allow_pipes)
+    references = _references(folder, listed) if calibrate and folder is not None else set()
     settings = BlockSettings(block, overlap)
     extractor = open_extractor(model, device=check_device(device), threads=threads, blocks=settings)
     if device == "auto":
@@ -95,11 +140,11 @@ def extract(
         complete=complete,
         resume=not overwrite,
         alone=alone,
-        file_name=file_name,
+        file_name=str if folder is None else file_name,
     )
     _report(done, out, as_json, counts=folder is not None)
     if calibrate and folder is not None:
-        _calibrate(extractor, done, folder)
+        _calibrate(extractor, done, folder.name, references)
     _raise_failures(done, out)
 
 
@@ -121,13 +166,10 @@ def _enrolled(extractor: VoiceExtractor, texts: Sequence[str]) -> list[tuple[str
     found: dict[str, list[str]] = {}
     unnamed = ""
     for text in texts:
-        name, equals, rest = text.partition("=")
-        if not equals or Path(text).exists():
-            files = _files(text)
-            unnamed = unnamed or Path(files[0]).stem
-            name = unnamed
-        else:
-            files = _files(rest)
+        name, rest = _named(text)
+        files = _files(rest)
+        if name is None:
+            name = unnamed = unnamed or Path(files[0]).stem
         if not name or not all(files):
             raise DataError("--enrol", f"{text!r} names no target or no file", "give [NAME=]FILE[,FILE...]")
         found.setdefault(name, []).extend(files)
@@ -174,10 +216,22 @@ def _jobs(entries: Mapping[str, str], targets: Sequence[tuple[str, TargetVoice]]
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
         raise DataError(twice, "is the name of two targets", "give one of them another name")
-    return [
-        Job(entry, {f"{key}-{voice.name}": Wanted(voice.name, origin, voice) for origin, voice in targets})
+    jobs = [
+        Job(entry, {_key(key, voice.name): Wanted(voice.name, origin, voice) for origin, voice in targets})
         for key, entry in entries.items()
     ]
+    keys = [key for job in jobs for key in job.targets]
+    twice = next((key for key, count in Counter(keys).items() if count > 1), None)
+    if twice is not None:
+        raise DataError(twice, "is the key MIXTURE-TARGET of two voices", "rename a target, with --enrol NAME=FILE")
+    return jobs
+
+
+def _key(mixture: str, name: str) -> str:
+    """What a voice's file is called, and its lines in lists, which hold no blanks."""
+    from speakerkit.diarization.formats.text import file_name
+
+    return "".join(quote(char) if char.isspace() else char for char in file_name(f"{mixture}-{name}"))
 
 
 def _told(extractor: VoiceExtractor, settings: Any, channel: str, complete: bool) -> dict[str, Any]:
@@ -224,15 +278,24 @@ def _line(row: Mapping[str, Any], out: Path) -> str:
     return f"{out / row['file']}: {state}; cosine with the enrolment {like}, of what remains {rest}{limit}"
 
 
-def _calibrate(extractor: VoiceExtractor, done: BatchSummary, folder: Path) -> None:
+def _references(folder: Path, jobs: Sequence[Job]) -> set[str]:
+    """Keys of the targets that are in their mixtures, among others that are not: else nothing can be calibrated."""
     from speakerkit.data.lists import read_table
+    from speakerkit.extraction.presence import require_both
+
+    keys, path = [key for job in jobs for key in job.targets], folder / "ref.scp"
+    present = read_table(path).keys() & set(keys)
+    require_both([key in present for key in keys], str(path))
+    return present
+
+
+def _calibrate(extractor: VoiceExtractor, done: BatchSummary, name: str, references: set[str]) -> None:
     from speakerkit.extraction.presence import calibrate_presence
 
-    references = read_table(folder / "ref.scp")
     known = [key for key, row in done.rows.items() if row["score"] is not None]
     scores, present = [done.rows[key]["score"] for key in known], [key in references for key in known]
     bundle = extractor.runner.bundle
-    threshold = calibrate_presence(bundle, scores, present, folder.name)
+    threshold = calibrate_presence(bundle, scores, present, name)
     typer.echo(f"threshold {threshold:.4f} is stored in {bundle.path}; --overwrite makes the voices with it", err=True)
 
 

@@ -22,7 +22,7 @@ from speakerkit.cli.doctor import doctor
 from speakerkit.cli.embed import embed
 from speakerkit.cli.enroll import enroll
 from speakerkit.cli.export import export
-from speakerkit.cli.extract import extract
+from speakerkit.cli.extract import ExtractCommand, extract
 from speakerkit.cli.finetune import finetune
 from speakerkit.cli.identify import identify
 from speakerkit.cli.import_ import import_
@@ -64,7 +64,7 @@ COMMANDS: tuple[Callable[..., None], ...] = (
     doctor,
 )
 for command in COMMANDS:
-    app.command()(command)
+    app.command(cls=ExtractCommand if command is extract else None)(command)
 app.command("import")(import_)
 app.add_typer(data.app, name="data")
 app.add_typer(score.app, name="score")

@@ -1,4 +1,4 @@
-"""Recordings to embeddings with a finished bundle; on onnxruntime, or on torch where there is no ONNX file."""
+"""Recordings to embeddings with a finished bundle; on onnxruntime, or on torch where :func:`needs_torch` says so."""
 
 from __future__ import annotations
 
@@ -69,7 +69,8 @@ class Embedder:
 
     Args:
         bundle: the model.
-        device: "cpu", "cuda", or "auto", which takes CUDA where the runtime offers it.
+        device: "cpu", "cuda", or "auto", which takes CUDA where the runtime offers it. For "cuda", a model with weights
+            is run by torch where onnxruntime has no CUDA.
         threads: recordings worked on at once by :meth:`embed_many`; 0 for one a core.
 
     Attributes:
@@ -79,7 +80,7 @@ class Embedder:
     def __init__(self, bundle: Bundle, device: str = "auto", threads: int = 0) -> None:
         self.bundle = bundle
         self.threads = threads or os.cpu_count() or 1
-        open_runner = _onnx_runner if bundle.graph else _torch_runner
+        open_runner = _torch_runner if needs_torch(bundle.graph, bundle.has_weights, device) else _onnx_runner
         self._run, self.device, min_frames = open_runner(bundle, device)
         self.frontend = bundle.config.frontend.with_minimum(min_frames)
         self._rate_warning = threading.Lock()  # taken by the first to warn and never given back
@@ -310,6 +311,26 @@ def _equal_lengths(
         group = by_length[length]
         for first in range(0, len(group), batch_size):
             yield group[first : first + batch_size]
+
+
+def needs_torch(graph: Path | None, has_weights: bool, device: str) -> bool:
+    """Whether torch runs a model: without an ONNX file, or on a GPU that torch can use and onnxruntime cannot."""
+    if graph is None:
+        return True
+    if device != "cuda" or not has_weights:
+        return False
+    try:
+        import onnxruntime
+
+        if CUDA in onnxruntime.get_available_providers():
+            return False
+    except (ImportError, OSError):
+        pass
+    try:
+        import torch
+    except ImportError:
+        return False
+    return bool(torch.cuda.is_available())
 
 
 def open_session(graph: Path, device: str, threads: int = 1) -> tuple[onnxruntime.InferenceSession, str]:

@@ -20,7 +20,7 @@ from speakerkit.extraction.enrolment import TargetVoice
 from speakerkit.extraction.pipeline import ExtractedVoice, VoiceExtractor
 from speakerkit.files import write_lines
 
-RESULTS, FAILED = "results.jsonl", "failed.tsv"
+RESULTS, LIST, FAILED = "results.jsonl", "wav.scp", "failed.tsv"
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Wanted:
 
 @dataclass(frozen=True)
 class Job:
-    """One mixture, its path or command, and the voices to extract by their keys."""
+    """One mixture, its path or command, and the voices to extract by their keys, which hold no blanks."""
 
     mixture: str
     targets: Mapping[str, Wanted]
@@ -102,7 +102,8 @@ def extract_to_folder(
     Args:
         channel: of the mixtures.
         complete: a mixture's targets are all that is heard in it; they are done together or not at all.
-        resume: keep what is there of the same mixture and enrolment.
+        resume: keep what is there of the same mixture and enrolment; otherwise all that is told of earlier voices,
+            those of other targets too, is forgotten: they may be of other settings.
         alone: raise the first error instead of going on.
         file_name: what a file is called for its key.
 
@@ -120,7 +121,7 @@ def extract_to_folder(
         for key, found in batch.voices(job, targets, out):
             folder.add(key, found)
     tried = [key for job in jobs for key in job.targets]
-    folder.finish(tried, {file_name(key): reason for key, reason in batch.failures.items()})
+    folder.finish(tried, batch.failures)
     rows = {key: folder.rows[key] for key in tried if key in folder.rows}
     return BatchSummary(rows, len(folder.rows) - kept, len(rows) - (len(folder.rows) - kept), batch.failures)
 
@@ -188,10 +189,11 @@ class _Folder:
     ) -> None:
         self.path, self._file_name, self._origins = path, file_name, origins
         path.mkdir(parents=True, exist_ok=True)
-        self.rows = {row["key"]: row for row in self._earlier()}
-        stale = [key for key in origins if not resume or not self._fits(key)]
-        self.rows = {key: row for key, row in self.rows.items() if key not in stale}
+        self.rows = {row["key"]: row for row in self._earlier()} if resume else {}
+        self.drop([key for key in origins if not self._fits(key)])
         self._write_rows()
+        for name in () if resume else (LIST, FAILED):
+            (path / name).unlink(missing_ok=True)
 
     def _earlier(self) -> Iterator[dict[str, Any]]:
         for line in read_lines(self.path / RESULTS) if (self.path / RESULTS).is_file() else ():
@@ -222,8 +224,8 @@ class _Folder:
     def finish(self, tried: Sequence[str], failures: Mapping[str, str]) -> None:
         """Write the lists of what is there now and of what failed."""
         self._write_rows()
-        write_table(self.path / "wav.scp", {key: str(self.path / row["file"]) for key, row in self.rows.items()})
-        write_failures(self.path / FAILED, map(self._file_name, tried), failures)
+        write_table(self.path / LIST, {key: str(self.path / row["file"]) for key, row in self.rows.items()})
+        write_failures(self.path / FAILED, tried, failures)
 
     def _write_rows(self) -> None:
         lines = [json.dumps(self.rows[key], ensure_ascii=False) for key in sorted(self.rows)]

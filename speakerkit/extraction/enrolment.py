@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from speakerkit.errors import DataError
 from speakerkit.extraction.runner import Runner
 
 SHORT_SPEECH = 3.0  # seconds of speech under which a voice is told poorly
+PART = 30.0  # seconds that a model's own encoder hears at once: at the papers' sizes a second takes 16 MB
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,10 +47,14 @@ def enrol(
 ) -> TargetVoice:
     """The voice of one person by one or more recordings, each of which is embedded once.
 
+    A model's own encoder hears what is longer than 30 s in parts of equal length, so that memory is bounded; the voice
+    is the mean of theirs.
+
     Args:
         rate: Hz of those that are arrays.
         channel: that is heard.
-        threshold: cosine below which the model tells two speakers apart; ``None`` where it has none.
+        threshold: cosine below which the model tells two speakers apart; ``None`` where it has none. Cosines of a
+            model's own encoder mean nothing without: there recordings are not compared.
 
     Raises:
         AudioError: a recording that cannot be read, or in which nobody speaks.
@@ -57,6 +63,7 @@ def enrol(
     if not sources:
         raise DataError(name, "has no enrolment", "give a recording of this voice alone")
     vectors, warnings, speech = [], [], 0.0
+    comparable = threshold is not None or runner.bundle.config.voices == "embedding"
     for number, source in enumerate(sources):
         label = os.fspath(source) if isinstance(source, (str, os.PathLike)) else f"enrolment {number + 1} of {name}"
         audio = load_audio(source, rate=rate if isinstance(source, np.ndarray) else None, channel=channel)
@@ -65,17 +72,26 @@ def enrol(
         if audio.rate < runner.enrolment_rate:
             warnings.append(f"{label}: is at {audio.rate} Hz, the model hears enrolments at {runner.enrolment_rate} Hz")
         audio = load_audio(audio.samples, runner.enrolment_rate, rate=audio.rate)
-        vectors.append(runner.voice(audio.samples))
-        warnings.extend(_several_speakers(runner, audio, str(label), threshold))
+        vectors.append(_voice(runner, audio))
+        if comparable:
+            warnings.extend(_several_speakers(runner, audio, str(label), threshold))
     warnings[:0] = short_of_speech(name, speech)
     rows = np.stack(vectors)
     directions = rows / np.linalg.norm(rows, axis=1, keepdims=True)
     warnings.extend(
         f"{name}: enrolment {outlier.number + 1} of {len(rows)} is unlike the others (cosine {outlier.cosine:.2f} to "
         "their mean); is it the same speaker?"
-        for outlier in outliers(directions, threshold)
+        for outlier in (outliers(directions, threshold) if comparable else ())
     )
     return TargetVoice(name, rows.mean(axis=0), speech, tuple(warnings))
+
+
+def _voice(runner: Runner, audio: Audio) -> npt.NDArray[np.float32]:
+    count = math.ceil(audio.seconds / PART)
+    if runner.bundle.config.voices == "embedding" or count < 2:
+        return runner.voice(audio.samples)
+    parts = [part for part in np.array_split(audio.samples, count) if part.any()]  # of silence no voice is made
+    return np.average([runner.voice(part) for part in parts], axis=0, weights=[*map(len, parts)]).astype(np.float32)
 
 
 def short_of_speech(name: str, seconds: float) -> tuple[str, ...]:

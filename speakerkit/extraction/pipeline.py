@@ -125,10 +125,15 @@ class VoiceExtractor:
     def enrol(
         self, name: str, sources: Sequence[AudioSource], *, rate: int | None = None, channel: Channel = "mix"
     ) -> TargetVoice:
-        """The voice of one person by one or more recordings; see :func:`speakerkit.extraction.enrolment.enrol`."""
-        bundle = self.runner.bundle
-        known = bundle.voice().threshold() if bundle.config.voices == "embedding" else None
-        threshold = known[0] if known else None
+        """The voice of one person by one or more recordings; see :func:`speakerkit.extraction.enrolment.enrol`.
+
+        Recordings are compared by the threshold of the embedding model, or that of presence of a model with a speaker
+        encoder of its own.
+        """
+        bundle, threshold = self.runner.bundle, self.rule.threshold
+        if bundle.config.voices == "embedding":
+            known = bundle.voice().threshold()
+            threshold = known[0] if known else None
         return enrol(self.runner, name, sources, rate=rate, channel=channel, threshold=threshold)
 
     def extract(

@@ -125,9 +125,7 @@ def calibrate_presence(bundle: ExtractionBundle, scores: npt.ArrayLike, present:
         DataError: present or absent targets are missing.
     """
     values, known = np.asarray(scores, dtype=np.float64), np.asarray(present, dtype=bool)
-    if known.all() or not known.any():
-        kind = "absent" if known.all() else "present"
-        raise DataError(data, f"has no {kind} targets", "a threshold lies between both")
+    require_both(known, data)
     cuts = np.unique(values)
     middles = np.concatenate([[cuts[0]], (cuts[1:] + cuts[:-1]) / 2])
     misses = np.array([np.mean(values[known] < cut) for cut in middles])
@@ -138,6 +136,14 @@ def calibrate_presence(bundle: ExtractionBundle, scores: npt.ArrayLike, present:
     told = {"format": FORMAT, "threshold": threshold, "source": source, "model_sha256": bundle.digest()}
     write_json(bundle.path / PRESENCE, told)
     return threshold
+
+
+def require_both(present: npt.ArrayLike, data: str) -> None:
+    """Raise DataError unless some of the targets of ``data`` are present (N,), and some are not."""
+    known = np.asarray(present, dtype=bool)
+    if known.all() or not known.any():
+        kind = "absent" if known.all() else "present"
+        raise DataError(data, f"has no {kind} targets", "a threshold lies between both")
 
 
 @dataclass(frozen=True, eq=False)

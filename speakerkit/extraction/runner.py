@@ -1,4 +1,4 @@
-"""A finished extraction model at work, on onnxruntime, or on torch where there is no ONNX file."""
+"""A finished extraction model at work, on onnxruntime, or on torch without ONNX file or with a GPU of torch alone."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from speakerkit.audio import Samples
 from speakerkit.bundle import CONFIG, GRAPH, WEIGHTS
-from speakerkit.embedding.embedder import Embedder, open_session
+from speakerkit.embedding.embedder import Embedder, needs_torch, open_session
 from speakerkit.errors import BundleError, MissingExtraError, first_line
 from speakerkit.extraction.bundle import ENROL_GRAPH, ExtractionBundle
 
@@ -54,7 +54,8 @@ class ExtractionRunner:
 
     Args:
         bundle: the model.
-        device: "cpu", "cuda", or "auto", which takes CUDA where the runtime offers it.
+        device: "cpu", "cuda", or "auto", which takes CUDA where the runtime offers it. For "cuda", a model with weights
+            is run by torch where onnxruntime has no CUDA.
         threads: of onnxruntime for one call, 0 for one a core; torch has its own setting.
 
     Raises:
@@ -66,7 +67,9 @@ class ExtractionRunner:
         if bundle.config.voices == "none":
             raise BundleError(bundle.path, "separates blindly, it cannot be told a voice", "train one with an embedder")
         self.bundle, self.rate = bundle, bundle.config.sample_rate
-        opened = _onnx(bundle, device, threads or os.cpu_count() or 1) if bundle.graph else _torch(bundle, device)
+        cores = threads or os.cpu_count() or 1
+        by_torch = needs_torch(bundle.graph, bundle.has_weights, device)
+        opened = _torch(bundle, device) if by_torch else _onnx(bundle, device, cores)
         self.device, self._min_samples, self._run, self._enrol, min_enrolment, self.can_complete = opened
         self._embedder = None
         self.enrolment_rate, self.shortest_part = self.rate, min_enrolment / self.rate

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from speakerkit.data.lists import write_table
+from speakerkit.data.lists import read_scp, write_table
 from tests.command import Ran, speakerkit
 from tests.conftest import speech_like
 from tests.extraction.bundles import gain_extractor
@@ -69,9 +69,52 @@ def test_several_targets_of_several_mixtures(run: Callable[..., Ran], place: Pat
     assert [row["file"] for row in report["voices"]] == [
         *("one-ana.wav", "one-bob.wav", "list%2Fed-ana.wav", "list%2Fed-bob.wav")
     ]
+    assert [row["enrolment"] for row in report["voices"][:2]] == [
+        f"{place}/ana.wav,{place}/one.wav",
+        f"{place}/bob.wav",
+    ]
     assert [line.partition("\t")[0] for line in (place / "out" / "failed.tsv").read_text().splitlines()] == [
         *("broken-ana", "broken-bob")
     ]
+
+
+def test_what_follows_an_enrolment_is_of_the_same_target(run: Callable[..., Ran], place: Path) -> None:
+    ana, bob, one = (place / f"{name}.wav" for name in ("ana", "bob", "one"))
+    for arguments, enrolments in (
+        ([one, "--enrol", ana, bob], [f"{ana},{bob}"]),
+        ([one, f"--enrol=x={ana}", bob, "--enrol", f"y={bob}"], [f"{ana},{bob}", f"{bob}"]),
+        (["--enrol", f"x={ana}", bob, f"y={one}", "--", one], [f"{ana},{bob}", f"{one}"]),
+        (["--enrol", ana, "--json", one], [f"{ana}"]),
+    ):
+        ran = run("--out", place / "out", "--overwrite", "--json", *arguments)
+        assert ran.code == 0, ran.err
+        assert [row["enrolment"] for row in json.loads(ran.out)["voices"]] == enrolments
+    alone = run("--enrol", ana, one, "--out", place / "out")
+    assert (alone.code, len(alone.errors)) == (2, 1)
+    assert "Missing argument 'mixtures'" in alone.errors[0]
+
+
+def test_names_with_blanks_in_all_lists(run: Callable[..., Ran], place: Path) -> None:
+    ran = run(place / "two words.wav", place / "broken.wav", "--enrol", f"an a={place}/ana.wav", "--out", place / "out")
+    assert ran.code == 3
+    key = "two%20words-an%20a"
+    assert read_scp(place / "out" / "wav.scp") == {key: str(place / "out" / f"{key}.wav")}
+    row = json.loads((place / "out" / "results.jsonl").read_text())
+    assert (row["key"], row["file"], row["target"]) == (key, f"{key}.wav", "an a")
+    assert (place / "out" / f"{key}.wav").is_file()
+    assert (place / "out" / "failed.tsv").read_text().startswith("broken-an%20a\t")
+    again = run(place / "two words.wav", "--enrol", f"an a={place}/ana.wav", "--out", place / "out", "--json")
+    assert json.loads(again.out)["kept"] == 1
+
+
+def test_two_voices_of_one_key_are_refused(run: Callable[..., Ran], place: Path) -> None:
+    (place / "one.wav").rename(place / "a.wav")
+    (place / "two words.wav").rename(place / "a-b.wav")
+    targets = ["--enrol", f"c={place}/ana.wav", "--enrol", f"b-c={place}/bob.wav"]
+    ran = run(place / "a.wav", place / "a-b.wav", *targets, "--out", place / "out")
+    assert (ran.code, len(ran.errors)) == (2, 1)
+    assert "a-b-c: is the key MIXTURE-TARGET of two voices" in ran.errors[0]
+    assert not (place / "out").exists()
 
 
 def test_silence_gives_silence(run: Callable[..., Ran], place: Path) -> None:
@@ -103,7 +146,7 @@ def test_enrolled_voices(run: Callable[..., Ran], place: Path, onnx_bundle: Path
     stored = run(place / "one.wav", "--voice", "Ana B", "--voices", db, "--out", place / "out")
     assert stored.code == 0, stored.err
     run(place / "one.wav", "--enrol", place / "ana.wav", "--out", place / "out")
-    one, other = (soundfile.read(place / "out" / name)[0] for name in ("one-Ana B.wav", "one-ana.wav"))
+    one, other = (soundfile.read(place / "out" / name)[0] for name in ("one-Ana%20B.wav", "one-ana.wav"))
     np.testing.assert_allclose(one, other, atol=1e-5)
     unknown = run(place / "one.wav", "--voice", "bob", "--voices", db, "--out", place / "out")
     assert unknown.code == 2
@@ -143,6 +186,17 @@ def test_a_directory_and_its_calibration(run: Callable[..., Ran], place: Path) -
     write_table(folder / "wav.scp", {"one": str(place / "one.wav"), "two": str(place / "two words.wav")})
     write_table(folder / "enroll.scp", {key: str(place / f"{key[-3:]}.wav") for key in keys})
     write_table(folder / "utt2spk", {key: key[-3:] for key in keys})
+    for references, fault in (
+        (None, "ref.scp: no such file"),
+        (keys, "ref.scp: has no absent targets"),
+        (["three-ana"], "ref.scp: has no present targets"),
+    ):
+        if references is not None:
+            write_table(folder / "ref.scp", dict.fromkeys(references, "x.wav"))
+        early = run(folder, "--out", place / "out", "--calibrate")
+        assert (early.code, len(early.errors)) == (2, 1)
+        assert fault in early.errors[0]
+        assert not (place / "out").exists()  # before anything is extracted
     write_table(folder / "ref.scp", {key: "x.wav" for key in keys[:3]})
     ran = run(folder, "--out", place / "out", "--calibrate", "--json")
     assert ran.code == 0, ran.err

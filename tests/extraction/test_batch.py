@@ -74,6 +74,18 @@ def test_it_is_taken_up_again(folder: Path, tmp_path: Path) -> None:
     assert (anew.written, anew.kept) == (5, 0)
 
 
+def test_all_again_forgets_voices_of_other_settings(folder: Path, tmp_path: Path) -> None:
+    out, jobs = tmp_path / "out", read_jobs(folder)
+    assert [len(job.targets) for job in jobs] == [1, 2, 2]
+    extract_to_folder(extractor(BandModel()), jobs[:2], out)  # the first is no sound
+    other = extract_to_folder(extractor(BandModel(0.5)), jobs[2:], out, resume=False)
+    assert (other.written, other.kept) == (2, 0)
+    assert read_scp(out / "wav.scp").keys() == {"m1-s0", "m1-s1"}
+    assert not (out / "failed.tsv").exists()
+    first = extract_to_folder(extractor(BandModel(0.5)), jobs[1:], out)
+    assert (first.written, first.kept) == (2, 2)
+
+
 def test_complete_targets_are_done_together(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(BandModel, "can_complete", True)
     model, out = BandModel(), tmp_path / "out"

@@ -282,6 +282,40 @@ def test_a_voice_is_the_mean_of_its_enrolments_and_embedded_once() -> None:
     assert model.enrolled == before + 2  # the output and what remains, however many blocks
 
 
+def test_an_own_encoder_hears_long_enrolments_in_parts() -> None:
+    class Listening(BandModel):
+        def voice(self, enrolment: np.ndarray) -> np.ndarray:
+            heard.append(len(enrolment))
+            return np.array([np.mean(enrolment), np.mean(enrolment**2), 1], dtype=np.float32)
+
+    ready, heard = extractor(Listening()), list[int]()
+    ready.rule = replace(ready.rule, threshold=None)  # which compares no parts, and heard are those of the voice
+    rng = np.random.default_rng(0)
+    recording = (rng.uniform(0.0, 0.2, 70 * RATE) * np.repeat(rng.uniform(0.1, 1, 700), RATE // 10)).astype(np.float32)
+    voice = ready.enrol("a", [recording], rate=RATE)
+    assert len(heard) == 3
+    assert sum(heard) == len(recording)
+    assert max(heard) <= 30 * RATE
+    exact = recording.astype(np.float64)
+    np.testing.assert_allclose(voice.vector, [exact.mean(), (exact**2).mean(), 1], rtol=1e-4)
+    heard.clear()
+    recording[: 25 * RATE] = 0
+    ready.enrol("a", [recording], rate=RATE)
+    assert len(heard) == 2  # of digital silence no voice is made
+    heard.clear()
+    ready.enrol("a", [recording[-30 * RATE :]], rate=RATE)
+    assert heard == [30 * RATE]
+
+
+def test_own_cosines_without_a_threshold_are_not_compared() -> None:
+    ready = extractor(BandModel())
+    two = [np.concatenate([speech_of(number, 9.0) for number in (0, 1)])]
+    mixed = [speech_of(0, 4.0), speech_of(0, 4.0, seed=1), speech_of(1, 4.0)]
+    assert [len(ready.enrol("a", each, rate=RATE).warnings) for each in (two, mixed)] == [1, 1]
+    ready.rule = replace(ready.rule, threshold=None)
+    assert [ready.enrol("a", each, rate=RATE).warnings for each in (two, mixed)] == [(), ()]
+
+
 def test_in_one_call() -> None:
     ready = extractor(BandModel())
     mixture = sum(speech_of(number, 3.0) for number in (0, 1))

@@ -17,6 +17,7 @@ from speakerkit.extraction.presence import (
     judged,
     loudest,
     presence_rule,
+    require_both,
     similarity_to,
 )
 from tests.extraction.bundles import gain_extractor
@@ -109,6 +110,8 @@ def test_calibration(bundle: ExtractionBundle) -> None:
     for all_of_them, lacking in ((True, "absent"), (False, "present")):
         with pytest.raises(DataError, match=f"dev: has no {lacking} targets"):
             calibrate_presence(bundle, scores, [all_of_them] * 8, "dev")
+        with pytest.raises(DataError, match=f"dev: has no {lacking} targets"):
+            require_both([all_of_them], "dev")
 
 
 def test_a_bad_calibration_is_refused(bundle: ExtractionBundle) -> None:

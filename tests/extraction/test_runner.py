@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from speakerkit.embedding.embedder import load
+from speakerkit.embedding.embedder import load, needs_torch
 from speakerkit.errors import AudioError, BundleError, ConfigError
 from speakerkit.extraction.bundle import ExtractionBundle, read_extractor
 from speakerkit.extraction.runner import ExtractionRunner
@@ -135,6 +135,48 @@ def test_cuda_is_not_promised(gain_model: ExtractionBundle) -> None:
         pytest.skip("there is one")
     with pytest.raises(ConfigError, match="device cuda: cannot be used"):
         ExtractionRunner(gain_model, "cuda", 1)
+
+
+@pytest.mark.parametrize(
+    ("device", "providers", "torch_has", "expected"),
+    [
+        ("cuda", ["CPUExecutionProvider"], True, True),
+        ("cuda", ["CPUExecutionProvider"], False, False),
+        ("cuda", ["CUDAExecutionProvider", "CPUExecutionProvider"], True, False),
+        ("auto", ["CPUExecutionProvider"], True, False),
+        ("cpu", ["CPUExecutionProvider"], True, False),
+    ],
+)
+def test_torch_has_the_gpu_where_onnxruntime_has_none(
+    device: str, providers: list[str], torch_has: bool, expected: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import onnxruntime
+    import torch
+
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: providers)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: torch_has)
+    assert needs_torch(Path("model.onnx"), True, device) is expected
+    assert needs_torch(Path("model.onnx"), False, device) is False
+    assert needs_torch(None, True, device) is True
+
+
+def test_both_models_are_on_the_device_that_is_asked_for(
+    tmp_path: Path, small_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """ONNX files beside the weights are passed over, of the model that is told voices and of that in ``voice``."""
+    import torch
+
+    from speakerkit.nn import device
+
+    bundle = random_extractor(tmp_path / "model", "bsrnn", SMALL["bsrnn"][0], embedder=small_bundle)
+    assert bundle.voice().graph
+    (bundle.path / "model.onnx").write_bytes(b"no graph")
+    monkeypatch.setattr("onnxruntime.get_available_providers", lambda: ["CPUExecutionProvider"])
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    asked: list[str] = []
+    monkeypatch.setattr(device, "usable_device", lambda name: asked.append(name) or torch.device("cpu"))
+    ExtractionRunner(bundle, "cuda", 1)
+    assert asked == ["cuda", "cuda"]
 
 
 def test_a_model_that_gives_no_numbers(gain_model: ExtractionBundle) -> None:

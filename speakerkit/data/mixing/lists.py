@@ -71,7 +71,13 @@ def write_mixture_dir(out: str | Path, mixtures: Iterable[ListedMixture]) -> Non
     twice = next((one.key for one, two in pairwise(listed) if one.key == two.key), None)
     if twice is not None:
         raise DataError(out, f"the mixture {twice!r} comes twice", "ids must be unique")
-    rows = {target_key(each.key, target.speaker): target for each in listed for target in each.targets}
+    rows: dict[str, Target] = {}
+    for each in listed:
+        for target in each.targets:
+            key = target_key(each.key, target.speaker)
+            if key in rows:
+                raise DataError(out, f"the target {key!r} comes twice", "keys are MIXTURE-SPEAKER: rename one")
+            rows[key] = target
     for name in [*(each.key for each in listed), *(target.speaker for target in rows.values())]:
         if not name or len(name.split()) != 1:
             raise DataError(out, f"id {name!r} is empty or holds blanks", "rename it")
