@@ -199,7 +199,8 @@ stage_3() {
     if [ -f "$sources/train/spk2gender" ]; then
       args+=(--set "data.genders=$(quoted "$sources/train/spk2gender")")
     else
-      args+=(--set data.mixing.same_gender_share=null --set data.mixing.first_same_gender_share=null --set data.mixing.curriculum=0)
+      args+=(--set data.mixing.same_gender_share=null --set data.mixing.first_same_gender_share=null)
+      args+=(--set data.mixing.curriculum=0)
     fi
   fi
   if [ "$voices" = embedding ]; then
@@ -226,8 +227,10 @@ embedding_model() {
   fi
 }
 
-stage_4() {
-  speakerkit average "$exp"
+stage_4() { # a small corpus is learnt by heart in the end: there the checkpoint counts that was best in validation
+  local chosen=()
+  [ "$corpus" = librimix ] || chosen=(--best)
+  speakerkit average "$exp" ${chosen[@]+"${chosen[@]}"}
 }
 
 stage_5() {

@@ -18,6 +18,7 @@ import numpy.typing as npt
 from speakerkit.audio import MAX_RATE, MIN_RATE, Samples, audio_info, load_audio
 from speakerkit.config import require
 from speakerkit.data.augment import build_chain, read_section, reverberate, speed_perturb
+from speakerkit.data.mixing.drawing import PEAK
 from speakerkit.data.mixing.lists import ListedMixture, Target, read_mixture_dir, spans_of
 from speakerkit.data.sampling import ShuffledOrder
 from speakerkit.data.sources import Voice, load_speech
@@ -28,7 +29,6 @@ Range = tuple[float, float]
 SampleSpan = tuple[int, int]  # first sample, and the one after the last
 
 CAST, VOICES, ROOMS, BACKGROUND, ENROLMENTS = range(5)  # streams of chance of a mixture
-PEAK = 0.9  # LibriMix's: above it a mixture is made quieter as a whole
 FADE = 0.005  # seconds at a cut within a crop, so that it is no click
 CACHED_BYTES = 128 << 20  # of decoded recordings that a process keeps: all of a small corpus
 SHORTEST_SPEECH = 0.1  # seconds that count as somebody speaking; spans of speech have 0.05 s of margin on each side
