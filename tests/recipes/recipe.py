@@ -24,6 +24,13 @@ def run_recipe(name: str, *arguments: str, workdir: Path) -> subprocess.Complete
     return subprocess.run(command, capture_output=True, text=True, timeout=900, env=environment)
 
 
+def assert_refused(done: subprocess.CompletedProcess[str], said: str) -> None:
+    """Exit code 2, and one line that says why."""
+    assert done.returncode == 2
+    assert said in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
 def tone(speaker: int, seconds: float, seed: int) -> np.ndarray:
     """Noise with a tone of its own for each speaker, with pauses, as a detector of speech expects."""
     samples = speech_like(seconds, RATE, seed)
