@@ -222,7 +222,7 @@ class VoiceExtractor:
     ) -> ExtractedVoice:
         gain = output.gain() if self.runner.bundle.config.scale_free and not complete else 1.0
         heard = loudest(output.mixed(0.0, gain), self.runner.rate)
-        presence = self._presence(voice, output, gain, heard)
+        presence = self._presence(voice, output, gain, heard, complete)
         if not presence.target_present:
             gain *= _decibels(min(0.0, LEFT_DB - max(heard.level_db, output.level_db(gain))))
         store = _Store(1, scratch)
@@ -233,11 +233,11 @@ class VoiceExtractor:
         told = (*voice.warnings, *warnings, *_odd(voice.name, presence, waveform))
         return ExtractedVoice(voice.name, waveform, size.rate, presence, voice.speech, told)
 
-    def _presence(self, voice: TargetVoice, output: _Output, gain: float, heard: Loudest) -> Presence:
+    def _presence(self, voice: TargetVoice, output: _Output, gain: float, heard: Loudest, known: bool) -> Presence:
         rest = loudest(output.mixed(1.0, -gain), self.runner.rate)
         similarities = [similarity_to(voice.vector, part.samples, self._embed) for part in (heard, rest)]
         raised = 20 * math.log10(abs(gain)) if gain else 0.0
-        return judged(self.rule, heard.level_db - raised, *similarities)
+        return judged(self.rule, heard.level_db - raised, *similarities, known=known)
 
     def _embed(self, samples: Samples) -> npt.NDArray[np.float32]:
         return self.runner.voice(load_audio(samples, self.runner.enrolment_rate, rate=self.runner.rate).samples)

@@ -214,14 +214,18 @@ def similarity_to(voice: Vector, samples: Samples, embed: Callable[[Samples], Ve
     return float(np.clip(heard @ exact / max(float(np.linalg.norm(heard) * np.linalg.norm(exact)), 1e-12), -1, 1))
 
 
-def judged(rule: PresenceRule, level_db: float, similarity: float | None, rest_similarity: float | None) -> Presence:
+def judged(
+    rule: PresenceRule, level_db: float, similarity: float | None, rest_similarity: float | None, *, known: bool = False
+) -> Presence:
     """Present is a voice that is like the output or what remains, unless the model left next to nothing in the output.
+
+    A voice that is ``known`` to be in the mixture is present, whatever the output is like.
 
     Where the voice is in what remains and less so in the output, the model has most likely taken another voice for it.
     """
     score = max((value for value in (similarity, rest_similarity) if value is not None), default=None)
     alike = rule.threshold is None or (score is not None and score >= rule.threshold)
-    present, swap = level_db > rule.level_db and similarity is not None and alike, False
+    present, swap = known or (level_db > rule.level_db and similarity is not None and alike), False
     if present and similarity is not None and rest_similarity is not None:
         swap = rest_similarity > similarity + SWAP_MARGIN
     return Presence(present, score, rule.threshold, rule.source, similarity, rest_similarity, level_db, swap)

@@ -29,11 +29,11 @@ from speakerkit.extraction.bundle import VOICE, ExtractionBundle, ExtractorConfi
 from speakerkit.extraction.config import JOINT, ExtractionConfig
 from speakerkit.extraction.losses import (
     ScenarioWeights,
-    best_order,
     leakage,
     magnitude_mse,
     multi_scale,
     pairwise,
+    permutation_invariant,
     scenario_loss,
     sdr,
     si_sdr,
@@ -347,7 +347,7 @@ def speaking(mixture: Mixture) -> npt.NDArray[np.float32]:
 def _in_order(batch: Batch, estimates: Tensor) -> Batch:
     """The batch with targets in the order in which estimates (B, K, S) are nearest, by SI-SDR for every loss."""
     losses = pairwise(lambda estimate, target: -si_sdr(estimate, target), estimates, batch["targets"])
-    order = torch.argsort(best_order(losses), dim=1)  # (B, K) the target of each estimate
+    order = torch.argsort(permutation_invariant(losses)[1], dim=1)  # (B, K) the target of each estimate
     known = [name for name in ("targets", "present", "speaking") if name in batch]
     ordered: Batch = {name: _reordered(batch[name], order) for name in known}
     return {**batch, **ordered}

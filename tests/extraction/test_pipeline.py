@@ -154,6 +154,12 @@ def test_complete_voices_keep_their_shares() -> None:
     one = ready.extract(mixture, voices, rate=RATE, complete=True)[0]
     assert model.told
     assert db(one.waveform, mixture) == pytest.approx(20 * np.log10(0.75), abs=1e-3)
+    (stranger,) = ready.extract(mixture, [ready.enrol("2", [speech_of(2, 4.0, seed=9)], rate=RATE)], rate=RATE)
+    assert not stranger.target_present
+    told = [voices[0], ready.enrol("2", [speech_of(2, 4.0, seed=9)], rate=RATE)]
+    both = ready.extract(mixture, told, rate=RATE, complete=True)
+    assert all(each.target_present for each in both)
+    np.testing.assert_allclose(both[0].waveform + both[1].waveform, mixture, atol=1e-6)
     with pytest.raises(DataError, match="is said of one voice"):
         ready.extract(mixture, voices[:1], rate=RATE, complete=True)
     with pytest.raises(BundleError, match="cannot use that voices are complete"):
